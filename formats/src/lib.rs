@@ -1,0 +1,18 @@
+//! Nix formats, signatures and pushgate's wire types. Pure: takes bytes, gives values or errors; opens no file, no
+//! socket, asks no clock.
+
+pub mod api;
+pub mod base32;
+pub mod content_address;
+pub mod derivation;
+pub mod dsse;
+pub mod hash;
+pub mod keys;
+pub mod log_leaf;
+pub mod nar;
+pub mod narinfo;
+pub mod refscan;
+pub mod store_path;
+
+pub use hash::{HashAlgo, NixHash, Sha256};
+pub use store_path::StorePath;
