@@ -1,0 +1,85 @@
+//! Sizes and durations as people write them in policy files.
+
+use serde::{Deserialize, Deserializer, de::Error};
+
+/// Parses `"4 GiB"`: a whole number and one of B, KiB, MiB, GiB, TiB. Gives bytes.
+pub(crate) fn size(text: &str) -> Option<u64> {
+    let (number, unit) = split(text)?;
+    let scale: u64 = match unit {
+        "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return None,
+    };
+    number.checked_mul(scale)
+}
+
+/// Parses `"7d"`: a whole number and one of s, m, h, d, w. Gives seconds.
+pub(crate) fn duration(text: &str) -> Option<u64> {
+    let (number, unit) = split(text)?;
+    let scale: u64 = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        "w" => 604_800,
+        _ => return None,
+    };
+    number.checked_mul(scale)
+}
+
+fn split(text: &str) -> Option<(u64, &str)> {
+    let text = text.trim();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    Some((text[..digits].parse().ok()?, text[digits..].trim_start()))
+}
+
+pub(crate) fn de_size<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    let text = String::deserialize(d)?;
+    size(&text).ok_or_else(|| {
+        D::Error::custom(format!(
+            "`{text}` is not a size; write a whole number and B, KiB, MiB, GiB or TiB, as in `\"4 GiB\"`"
+        ))
+    })
+}
+
+pub(crate) fn de_duration<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    let text = String::deserialize(d)?;
+    duration(&text).ok_or_else(|| {
+        D::Error::custom(format!(
+            "`{text}` is not a duration; write a whole number and s, m, h, d or w, as in `\"7d\"`"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("4 GiB", Some(4 << 30))]
+    #[case("4GiB", Some(4 << 30))]
+    #[case("0 B", Some(0))]
+    #[case("4 GB", None)]
+    #[case("-1 B", None)]
+    #[case("1.5 GiB", None)]
+    #[case("99999999999 TiB", None)]
+    #[case("", None)]
+    fn sizes(#[case] text: &str, #[case] bytes: Option<u64>) {
+        assert_eq!(size(text), bytes);
+    }
+
+    #[rstest]
+    #[case("7d", Some(604_800))]
+    #[case("90 s", Some(90))]
+    #[case("2w", Some(1_209_600))]
+    #[case("7", None)]
+    #[case("d", None)]
+    #[case("7 days", None)]
+    fn durations(#[case] text: &str, #[case] seconds: Option<u64>) {
+        assert_eq!(duration(text), seconds);
+    }
+}
