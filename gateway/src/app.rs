@@ -1,0 +1,202 @@
+//! What all requests share: the two seams, clock, keys, caches, and the bounds on what runs at once.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+};
+
+use anyhow::Context;
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+
+use crate::{
+    blobs::{Blobs, directory::Directory},
+    caches::{self, Caches, Places},
+    clock::Clock,
+    config::Config,
+    db::{Db, GatewayRow, sqlite::Sqlite},
+    push::{derivations::Derivations, judge, recover, session::Sessions, upload::Budget},
+    upstream::Upstreams,
+};
+
+/// See the module's documentation.
+pub struct App {
+    pub db: Arc<dyn Db>,
+    pub blobs: Arc<dyn Blobs>,
+    pub clock: Clock,
+    pub config: Config,
+    /// The gateway's random id, the audience of what is signed.
+    pub gateway_id: String,
+    /// Makes push tokens.
+    pub secret: Vec<u8>,
+    pub caches: Caches,
+    pub upstreams: Upstreams,
+    pub sessions: Sessions,
+    pub derivations: Derivations,
+    /// Announcements parsed at once.
+    pub announcing: Semaphore,
+    /// Uploads at once.
+    pub uploads: Arc<Semaphore>,
+    /// NARs examined at once: one a core.
+    pub examining: Arc<Semaphore>,
+    /// Asks for a sweep soon.
+    pub sweep: Notify,
+    /// True once the gateway stops.
+    pub stopping: watch::Sender<bool>,
+    /// Work that goes on after its request.
+    pub background: Background,
+    pub invites: crate::identities::Attempts,
+    submitters: Mutex<HashMap<i64, Arc<Submitter>>>,
+}
+
+/// What is under way for one submitter.
+pub struct Submitter {
+    pub uploads: Arc<Semaphore>,
+    quarantined: Arc<AtomicU64>,
+}
+
+/// Tasks that are waited for when the gateway stops.
+#[derive(Default)]
+pub struct Background {
+    tasks: Mutex<tokio::task::JoinSet<()>>,
+}
+
+impl Background {
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+
+    /// Waits for all.
+    pub async fn finish(&self) {
+        let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+/// Where a gateway keeps its things below its data directory.
+pub struct DataDir {
+    pub database: PathBuf,
+    pub blobs: PathBuf,
+    pub places: Places,
+}
+
+impl DataDir {
+    pub fn new(dir: &Path) -> Self {
+        Self { database: dir.join("gateway.db"), blobs: dir.join("blobs"), places: Places::below(dir) }
+    }
+}
+
+/// Opens the database of a data directory, making both where they are missing, and the gateway's constants.
+pub async fn open_database(dir: &Path, clock: &Clock) -> anyhow::Result<(Arc<dyn Db>, GatewayRow)> {
+    let data = DataDir::new(dir);
+    std::fs::create_dir_all(dir).with_context(|| format!("the data directory {}", dir.display()))?;
+    let db = Sqlite::open(&data.database)
+        .await
+        .with_context(|| format!("the database {}", data.database.display()))?;
+    let fresh = GatewayRow { id: crate::random::hex(16), secret: crate::random::bytes::<32>().to_vec() };
+    let row = db.gateway(fresh, clock.now()).await?;
+    Ok((Arc::new(db), row))
+}
+
+impl App {
+    /// Opens a data directory, makes what a first start needs, and finishes what a crash left half done.
+    pub async fn open(dir: &Path, config: Config, clock: Clock) -> anyhow::Result<Arc<Self>> {
+        let data = DataDir::new(dir);
+        let (db, row) = open_database(dir, &clock).await?;
+        let blobs = Directory::open(&data.blobs)
+            .with_context(|| format!("the blob directory {}", data.blobs.display()))?;
+        if db.caches().await?.is_empty() {
+            caches::create(db.as_ref(), &data.places, &clock, "main").await?;
+        }
+        let (started, mut new_caches) = mpsc::unbounded_channel();
+        let app = Arc::new(Self {
+            db,
+            blobs: Arc::new(blobs),
+            gateway_id: row.id,
+            secret: row.secret,
+            caches: Caches::new(data.places, started),
+            upstreams: Upstreams::new(clock.clone())?,
+            sessions: Sessions::default(),
+            derivations: Derivations::default(),
+            announcing: Semaphore::new(config.limits.announcements.max(1)),
+            uploads: Arc::new(Semaphore::new(config.limits.uploads)),
+            examining: Arc::new(Semaphore::new(
+                std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+            )),
+            sweep: Notify::new(),
+            stopping: watch::channel(false).0,
+            background: Background::default(),
+            invites: crate::identities::Attempts::new(config.limits.invite_attempts),
+            submitters: Mutex::default(),
+            clock,
+            config,
+        });
+        recover::clean(&app).await?;
+        app.caches.refresh(app.db.as_ref()).await?;
+        for cache in app.caches.all() {
+            publish_info(&app, &cache.name).await?;
+            recover::finish_publications(&app, &cache).await?;
+        }
+        let judges = app.clone();
+        app.background.spawn(async move {
+            let mut stopping = judges.stopping.subscribe();
+            loop {
+                let next = tokio::select! {
+                    next = new_caches.recv() => next,
+                    () = recover::stopped(&mut stopping) => return,
+                };
+                let Some((cache, queue)) = next else { return };
+                if let Err(e) = publish_info(&judges, &cache.name).await {
+                    tracing::error!(cache = cache.name, error = %e, "nix-cache-info can't be written");
+                }
+                judges.background.spawn(judge::run(judges.clone(), cache, queue));
+            }
+        });
+        app.background.spawn(recover::tend(app.clone()));
+        recover::judge_open(&app).await?;
+        Ok(app)
+    }
+
+    /// What is under way for a submitter; the second value counts his quarantined bytes.
+    pub async fn submitter(
+        &self,
+        identity: i64,
+        most: u64,
+    ) -> Result<(Arc<Submitter>, Budget), crate::db::DbError> {
+        let limit = self.config.limits.uploads_per_submitter;
+        let submitter = {
+            let mut all = self.submitters.lock().unwrap_or_else(PoisonError::into_inner);
+            if all.len() > 10_000 {
+                all.retain(|_, s| Arc::strong_count(s) > 1);
+            }
+            let fresh = || {
+                Arc::new(Submitter { uploads: Arc::new(Semaphore::new(limit)), quarantined: Arc::default() })
+            };
+            all.entry(identity).or_insert_with(fresh).clone()
+        };
+        // with no other upload under way the database knows best: sweeps free bytes that nobody counts down
+        if submitter.uploads.available_permits() == limit {
+            let used = self.db.quarantine_bytes(identity).await?;
+            submitter.quarantined.store(used, std::sync::atomic::Ordering::Relaxed);
+        }
+        let used = submitter.quarantined.clone();
+        Ok((submitter, Budget { used, most }))
+    }
+
+    /// Stops: judges finish their batch, background work is waited for.
+    pub async fn stop(&self) {
+        self.stopping.send_replace(true);
+        self.background.finish().await;
+    }
+}
+
+/// `nix-cache-info` of a cache, so that its directory is whole without the gateway.
+async fn publish_info(app: &Arc<App>, cache: &str) -> std::io::Result<()> {
+    let (blobs, cache) = (app.blobs.clone(), cache.to_owned());
+    let text = b"StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 30\n";
+    tokio::task::spawn_blocking(move || blobs.publish_bytes(&cache, "nix-cache-info", text))
+        .await
+        .map_err(std::io::Error::other)?
+}

@@ -1,0 +1,357 @@
+//! A directory as blob store: `quarantine/` (mode 0700) and a directory for each cache, which any web server can serve.
+//!
+//! Whatever becomes visible is written under `quarantine/tmp/` and renamed, so that a crash leaves whole files or none.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use pushgate_formats::Sha256;
+use sha2::Digest;
+use tokio::sync::mpsc;
+
+use super::{Blobs, PackRange, PackWriter, PublicBody, PublicFile};
+
+/// Files up to this size are read whole, in bytes.
+const WHOLE: u64 = 64 << 10;
+/// Bytes read at a time.
+const PIECE: usize = 256 << 10;
+
+/// See the module's documentation.
+pub struct Directory {
+    root: PathBuf,
+    /// For the names of packs and temporary files: random at start, counted from there.
+    prefix: String,
+    counter: AtomicU64,
+}
+
+impl Directory {
+    /// Opens the directory and makes what is missing in it.
+    pub fn open(root: &Path) -> io::Result<Self> {
+        let quarantine = root.join("quarantine");
+        fs::create_dir_all(root)?;
+        let mut private = fs::DirBuilder::new();
+        private.recursive(true).mode(0o700);
+        private.create(&quarantine)?;
+        fs::set_permissions(&quarantine, fs::Permissions::from_mode(0o700))?;
+        private.create(quarantine.join("packs"))?;
+        private.create(quarantine.join("tmp"))?;
+        Ok(Self { root: root.to_owned(), prefix: crate::random::hex(8), counter: AtomicU64::new(0) })
+    }
+
+    fn fresh_name(&self) -> String {
+        format!("{}-{:08}", self.prefix, self.counter.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn tmp(&self) -> PathBuf {
+        self.root.join("quarantine/tmp").join(self.fresh_name())
+    }
+
+    fn pack(&self, name: &str) -> PathBuf {
+        self.root.join("quarantine/packs").join(name)
+    }
+
+    fn public(&self, cache: &str, name: &str) -> PathBuf {
+        self.root.join(cache).join(name)
+    }
+
+    /// Renames a finished temporary file to its public name; makes the directories on first use.
+    fn reveal(&self, tmp: &Path, cache: &str, name: &str) -> io::Result<()> {
+        let to = self.public(cache, name);
+        match fs::rename(tmp, &to) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                if let Some(parent) = to.parent() {
+                    fs::create_dir_all(parent)?;
+                }
+                fs::rename(tmp, &to)
+            }
+            other => other,
+        }
+    }
+}
+
+/// A file that is removed unless it was renamed away.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // gone after a rename; otherwise the start-up sweep gets what can't be removed now
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn create(path: &Path, mode: u32) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(mode).open(path)
+}
+
+struct DirectoryPack {
+    file: File,
+    position: u64,
+    tmp: Temporary,
+    to: PathBuf,
+    name: String,
+}
+
+impl PackWriter for DirectoryPack {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.position += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn position(&self) -> u64 {
+        self.position
+    }
+
+    fn rollback(&mut self, position: u64) -> io::Result<()> {
+        self.file.set_len(position)?;
+        self.file.seek(SeekFrom::Start(position))?;
+        self.position = position;
+        Ok(())
+    }
+
+    /// A crash before the rename leaves a temporary file, one after it a pack that no row names: both are swept.
+    fn finish(self: Box<Self>) -> io::Result<String> {
+        self.file.sync_data()?;
+        fs::rename(&self.tmp.0, &self.to)?;
+        if let Some(parent) = self.to.parent() {
+            File::open(parent)?.sync_all()?;
+        }
+        Ok(self.name.clone())
+    }
+}
+
+#[async_trait]
+impl Blobs for Directory {
+    fn begin_pack(&self) -> io::Result<Box<dyn PackWriter>> {
+        let name = self.fresh_name();
+        let tmp = Temporary(self.root.join("quarantine/tmp").join(&name));
+        // published by hard link when it is a pack of its own, hence the mode; the directory above keeps it private
+        let file = create(&tmp.0, 0o644)?;
+        Ok(Box::new(DirectoryPack { file, position: 0, to: self.pack(&name), tmp, name }))
+    }
+
+    fn read_pack(&self, range: &PackRange) -> io::Result<Box<dyn Read + Send>> {
+        let mut file = File::open(self.pack(&range.pack))?;
+        file.seek(SeekFrom::Start(range.start))?;
+        Ok(Box::new(file.take(range.length)))
+    }
+
+    fn remove_packs(&self, packs: &[String]) -> io::Result<()> {
+        for pack in packs {
+            match fs::remove_file(self.pack(pack)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn packs(&self) -> io::Result<Vec<String>> {
+        fs::read_dir(self.root.join("quarantine/packs"))?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect()
+    }
+
+    fn publish_pack(&self, cache: &str, name: &str, from: &PackRange, hash: &Sha256) -> io::Result<()> {
+        let source = File::open(self.pack(&from.pack))?;
+        let whole = from.start == 0 && source.metadata()?.size() == from.length;
+        let tmp = Temporary(self.tmp());
+        // small ones are read once; a large one that is a pack of its own is hashed where it lies and linked
+        if whole && from.length > PIECE as u64 {
+            check(&mut Read::by_ref(&mut &source), io::sink(), from.length, hash)?;
+            match fs::hard_link(self.pack(&from.pack), &tmp.0) {
+                Ok(()) => return self.reveal(&tmp.0, cache, name),
+                // some file systems have no links: copy
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(e),
+                Err(_) => {}
+            }
+        }
+        if from.length <= PIECE as u64 {
+            let mut bytes = vec![0; from.length as usize];
+            source.read_exact_at(&mut bytes, from.start)?;
+            check(&mut bytes.as_slice(), io::sink(), from.length, hash)?;
+            create(&tmp.0, 0o644)?.write_all(&bytes)?;
+        } else {
+            let mut source = source;
+            source.seek(SeekFrom::Start(from.start))?;
+            check(&mut source, create(&tmp.0, 0o644)?, from.length, hash)?;
+        }
+        self.reveal(&tmp.0, cache, name)
+    }
+
+    fn publish_bytes(&self, cache: &str, name: &str, contents: &[u8]) -> io::Result<()> {
+        let tmp = Temporary(self.tmp());
+        create(&tmp.0, 0o644)?.write_all(contents)?;
+        self.reveal(&tmp.0, cache, name)
+    }
+
+    fn is_published(&self, cache: &str, name: &str) -> io::Result<bool> {
+        self.public(cache, name).try_exists()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        // one call for any number of files: a thousand small ones would otherwise cost a thousand waits
+        Ok(rustix::fs::syncfs(File::open(&self.root)?)?)
+    }
+
+    async fn open(&self, cache: &str, name: &str) -> io::Result<Option<PublicFile>> {
+        let path = self.public(cache, name);
+        let opened = tokio::task::spawn_blocking(move || -> io::Result<_> {
+            let file = File::open(path)?;
+            let meta = file.metadata()?;
+            if !meta.is_file() {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            let size = meta.size();
+            let modified = u64::try_from(meta.mtime()).unwrap_or(0);
+            let body = if size <= WHOLE {
+                let mut bytes = Vec::with_capacity(size as usize);
+                (&file).take(size).read_to_end(&mut bytes)?;
+                PublicBody::Whole(bytes.into())
+            } else {
+                PublicBody::Stream(Box::new(move |start, length| stream(file, start, length)))
+            };
+            Ok(PublicFile { size, modified, body })
+        })
+        .await
+        .map_err(io::Error::other)?;
+        match opened {
+            Ok(file) => Ok(Some(file)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn clean(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.root.join("quarantine/tmp"))? {
+            fs::remove_file(entry?.path())?;
+        }
+        Ok(())
+    }
+
+    fn probe(&self) -> io::Result<()> {
+        let tmp = Temporary(self.tmp());
+        create(&tmp.0, 0o600)?.write_all(b"probe")
+    }
+}
+
+/// Copies `length` bytes and compares their sha256.
+fn check(from: &mut impl Read, mut to: impl Write, length: u64, expected: &Sha256) -> io::Result<()> {
+    let mut hasher = sha2::Sha256::new();
+    let mut buffer = vec![0; PIECE.min(length.max(1) as usize)];
+    let mut left = length;
+    while left > 0 {
+        let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let n = from.read(&mut buffer[..most])?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        hasher.update(&buffer[..n]);
+        to.write_all(&buffer[..n])?;
+        left -= n as u64;
+    }
+    if hasher.finalize().as_slice() == expected.0 {
+        Ok(())
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the quarantined bytes changed since they were checked",
+        ))
+    }
+}
+
+/// Reads a range in a blocking task, a few pieces ahead of the reader.
+fn stream(file: File, start: u64, length: u64) -> mpsc::Receiver<io::Result<Bytes>> {
+    let (sender, receiver) = mpsc::channel(2);
+    tokio::spawn(async move {
+        let file = std::sync::Arc::new(file);
+        let (mut at, end) = (start, start + length);
+        while at < end {
+            let n = PIECE.min(usize::try_from(end - at).unwrap_or(PIECE));
+            let file = file.clone();
+            let piece = tokio::task::spawn_blocking(move || {
+                let mut buffer = vec![0; n];
+                file.read_exact_at(&mut buffer, at).map(|()| Bytes::from(buffer))
+            })
+            .await
+            .unwrap_or_else(|e| Err(io::Error::other(e)));
+            let failed = piece.is_err();
+            // a slow reader holds up only this task; one that is gone ends it
+            if sender.send(piece).await.is_err() || failed {
+                return;
+            }
+            at += n as u64;
+        }
+    });
+    receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pack(blobs: &Directory, parts: &[&[u8]]) -> String {
+        let mut pack = blobs.begin_pack().unwrap();
+        for part in parts {
+            pack.write(part).unwrap();
+        }
+        pack.finish().unwrap()
+    }
+
+    #[test]
+    fn only_unchanged_bytes_are_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Directory::open(dir.path()).unwrap();
+        for big in [3, PIECE + 7] {
+            let (first, second) = (vec![1u8; big], vec![2u8; big]);
+            for parts in [vec![first.as_slice(), &second], vec![second.as_slice()]] {
+                let name = pack(&blobs, &parts);
+                let start = (parts.len() - 1) as u64 * big as u64;
+                let range = PackRange { pack: name.clone(), start, length: big as u64 };
+                let hash = Sha256::of(&second);
+                blobs.publish_pack("main", "nar/good", &range, &hash).unwrap();
+                assert_eq!(fs::read(dir.path().join("main/nar/good")).unwrap(), second);
+                fs::remove_file(dir.path().join("main/nar/good")).unwrap();
+
+                let file = OpenOptions::new()
+                    .write(true)
+                    .open(dir.path().join("quarantine/packs").join(name))
+                    .unwrap();
+                file.write_all_at(b"\0", start + 1).unwrap();
+                let error = blobs.publish_pack("main", "nar/bad", &range, &hash).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+                assert!(!blobs.is_published("main", "nar/bad").unwrap());
+            }
+        }
+        assert_eq!(fs::read_dir(dir.path().join("quarantine/tmp")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_dropped_pack_leaves_nothing_and_a_rollback_takes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Directory::open(dir.path()).unwrap();
+        blobs.begin_pack().unwrap().write(b"abc").unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("quarantine/tmp")).unwrap().count(), 0);
+        assert!(blobs.packs().unwrap().is_empty());
+        let mut writer = blobs.begin_pack().unwrap();
+        writer.write(b"abcdef").unwrap();
+        writer.rollback(2).unwrap();
+        writer.write(b"X").unwrap();
+        assert_eq!(writer.position(), 3);
+        let name = writer.finish().unwrap();
+        let mut text = String::new();
+        blobs
+            .read_pack(&PackRange { pack: name, start: 0, length: 3 })
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
+        assert_eq!(text, "abX");
+    }
+}

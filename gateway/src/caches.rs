@@ -1,0 +1,263 @@
+//! The caches of this gateway: name, signing key, policy in force. Knows nothing of pushes but where to wake the one who
+//! judges them.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, RwLock},
+};
+
+use pushgate_formats::keys::{KeyError, KeyName, PublicKey, SecretKey};
+use pushgate_policies::{Policy, PolicyError, starting_policy};
+use tokio::sync::mpsc;
+
+use crate::{
+    clock::Clock,
+    db::{CacheRow, Db, DbError},
+};
+
+/// Names that routes of the gateway itself or directories of the blob store have.
+pub const RESERVED: [&str; 7] = ["api", "healthz", "readyz", "metrics", "assets", "quarantine", "push"];
+
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    #[error(
+        "`{0}` can't be a cache's name: 1 to 64 of a-z, 0-9, `-`, `_`, `.`, not starting with `.`, and not reserved"
+    )]
+    Name(String),
+    #[error("a cache `{0}` exists already, or a submitter's key has the name of its key")]
+    Exists(String),
+    #[error("{path}")]
+    File { path: PathBuf, source: io::Error },
+    #[error("the key file {path} can be read by others (mode {mode:o}); `chmod 600` it")]
+    Mode { path: PathBuf, mode: u32 },
+    #[error("the key file {path}")]
+    Key { path: PathBuf, source: KeyError },
+    #[error("the key file {path} is not the key that cache `{cache}` publishes under")]
+    OtherKey { path: PathBuf, cache: String },
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+/// One cache.
+pub struct Cache {
+    pub name: String,
+    pub key: SecretKey,
+    policy: RwLock<PolicyState>,
+    /// Pushes to be judged, by id.
+    pub judge: mpsc::UnboundedSender<String>,
+}
+
+struct PolicyState {
+    policy: Arc<Policy>,
+    /// Why the file as it is now isn't in force.
+    problem: Option<String>,
+}
+
+impl Cache {
+    pub fn public_key(&self) -> PublicKey {
+        self.key.public()
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> Arc<Policy> {
+        // assignments to the state are whole, whoever panicked
+        self.policy.read().unwrap_or_else(std::sync::PoisonError::into_inner).policy.clone()
+    }
+
+    /// Why the policy file as it is now is not in force, if so.
+    pub fn policy_problem(&self) -> Option<String> {
+        self.policy.read().unwrap_or_else(std::sync::PoisonError::into_inner).problem.clone()
+    }
+}
+
+/// Where keys and policies lie.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// `NAME.secret`, mode 0600.
+    pub keys: PathBuf,
+    /// `NAME.toml`.
+    pub policies: PathBuf,
+}
+
+impl Places {
+    pub fn below(data_dir: &Path) -> Self {
+        Self { keys: data_dir.join("keys"), policies: data_dir.join("policies") }
+    }
+
+    fn key(&self, cache: &str) -> PathBuf {
+        self.keys.join(format!("{cache}.secret"))
+    }
+
+    /// The policy file of a cache.
+    pub fn policy(&self, cache: &str) -> PathBuf {
+        self.policies.join(format!("{cache}.toml"))
+    }
+}
+
+/// All caches. Those added by another process appear when they are first asked for.
+pub struct Caches {
+    places: Places,
+    map: RwLock<BTreeMap<String, Arc<Cache>>>,
+    /// Who judges: told of each new cache once.
+    started: mpsc::UnboundedSender<(Arc<Cache>, mpsc::UnboundedReceiver<String>)>,
+}
+
+/// Checks a cache's name: it is a directory, a URL's part and a key's name at once.
+pub fn check_name(name: &str) -> Result<(), CacheError> {
+    let good = !name.is_empty()
+        && name.len() <= 64
+        && !name.starts_with('.')
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b))
+        && !RESERVED.contains(&name);
+    if good { Ok(()) } else { Err(CacheError::Name(crate::error::clean(name))) }
+}
+
+/// Makes a cache: key, policy file, row. Each step is repeatable: a crash leaves a key or policy file that the next try
+/// takes up, and the row comes last.
+pub async fn create(db: &dyn Db, places: &Places, clock: &Clock, name: &str) -> Result<CacheRow, CacheError> {
+    check_name(name)?;
+    let file = |path: &Path| {
+        let path = path.to_owned();
+        move |source| CacheError::File { path, source }
+    };
+    for dir in [&places.keys, &places.policies] {
+        fs::create_dir_all(dir).map_err(file(dir))?;
+    }
+    fs::set_permissions(&places.keys, fs::Permissions::from_mode(0o700)).map_err(file(&places.keys))?;
+    let path = places.key(name);
+    if !path.exists() {
+        let key_name = KeyName::new(&format!("{name}-{}-1", crate::random::hex(4)))
+            .map_err(|source| CacheError::Key { path: path.clone(), source })?;
+        let key = SecretKey::from_seed(key_name, &crate::random::bytes());
+        write_private(&path, &key.to_file_text()).map_err(file(&path))?;
+    }
+    let key = read_key(&path)?;
+    let policy = places.policy(name);
+    if !policy.exists() {
+        fs::write(&policy, starting_policy(name)).map_err(file(&policy))?;
+    }
+    let row = CacheRow { name: name.to_owned(), public_key: key.public(), created: clock.now() };
+    if db.add_cache(&row).await? { Ok(row) } else { Err(CacheError::Exists(name.to_owned())) }
+}
+
+/// Writes a file that only its owner may read, whole or not at all.
+fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    let tmp = path.with_extension(format!("new-{}", crate::random::hex(4)));
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&tmp)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&tmp, path)
+}
+
+fn read_key(path: &Path) -> Result<SecretKey, CacheError> {
+    let file = |source| CacheError::File { path: path.to_owned(), source };
+    let mode = fs::metadata(path).map_err(file)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(CacheError::Mode { path: path.to_owned(), mode });
+    }
+    let text = fs::read_to_string(path).map_err(file)?;
+    SecretKey::parse(&text).map_err(|source| CacheError::Key { path: path.to_owned(), source })
+}
+
+fn read_policy(places: &Places, cache: &str) -> Result<Policy, CacheError> {
+    let path = places.policy(cache);
+    let text = fs::read_to_string(&path).map_err(|source| CacheError::File { path: path.clone(), source })?;
+    Ok(Policy::parse(&text, &path.display().to_string(), cache)?)
+}
+
+impl Caches {
+    pub fn new(
+        places: Places,
+        started: mpsc::UnboundedSender<(Arc<Cache>, mpsc::UnboundedReceiver<String>)>,
+    ) -> Self {
+        Self { places, map: RwLock::default(), started }
+    }
+
+    /// Loads caches that the database has and this process doesn't.
+    pub async fn refresh(&self, db: &dyn Db) -> Result<(), CacheError> {
+        for row in db.caches().await? {
+            if self.peek(&row.name).is_some() {
+                continue;
+            }
+            let path = self.places.key(&row.name);
+            let key = read_key(&path)?;
+            if key.public() != row.public_key {
+                return Err(CacheError::OtherKey { path, cache: row.name });
+            }
+            let policy = Arc::new(read_policy(&self.places, &row.name)?);
+            let (judge, queue) = mpsc::unbounded_channel();
+            let cache = Arc::new(Cache {
+                name: row.name.clone(),
+                key,
+                policy: RwLock::new(PolicyState { policy, problem: None }),
+                judge,
+            });
+            let mut map = self.map.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            // another request may have loaded it meanwhile: the first one stays
+            if let std::collections::btree_map::Entry::Vacant(place) = map.entry(row.name) {
+                place.insert(cache.clone());
+                // closed only when the gateway stops
+                let _ = self.started.send((cache, queue));
+            }
+        }
+        Ok(())
+    }
+
+    fn peek(&self, name: &str) -> Option<Arc<Cache>> {
+        self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// A cache by name.
+    pub async fn get(&self, db: &dyn Db, name: &str) -> Result<Option<Arc<Cache>>, CacheError> {
+        if let Some(cache) = self.peek(name) {
+            return Ok(Some(cache));
+        }
+        if check_name(name).is_err() {
+            return Ok(None);
+        }
+        self.refresh(db).await?;
+        Ok(self.peek(name))
+    }
+
+    /// Every cache that is loaded, by name.
+    pub fn all(&self) -> Vec<Arc<Cache>> {
+        self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Takes up policy files that changed; a broken one changes nothing. True where a policy changed.
+    pub fn reload_policies(&self) -> bool {
+        let mut changed = false;
+        for cache in self.all() {
+            let read = read_policy(&self.places, &cache.name);
+            let mut state = cache.policy.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            match read {
+                Ok(policy) => {
+                    state.problem = None;
+                    if policy != *state.policy {
+                        tracing::info!(cache = cache.name, digest = %policy.digest, "policy in force");
+                        state.policy = Arc::new(policy);
+                        changed = true;
+                    }
+                }
+                Err(e) => {
+                    let problem = e.to_string();
+                    if state.problem.as_ref() != Some(&problem) {
+                        tracing::error!(
+                            cache = cache.name,
+                            problem,
+                            "policy refused; the last good one stays"
+                        );
+                        state.problem = Some(problem);
+                    }
+                }
+            }
+        }
+        changed
+    }
+}

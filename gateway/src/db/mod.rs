@@ -1,0 +1,346 @@
+//! The seam to the database: what is stored, as rows, and the questions asked of it. Knows no stage of the push: rows
+//! come from stages and go back to them, and a row is never a proof.
+//!
+//! Every method is one transaction. Methods take whole batches, so that a push of a thousand paths costs a handful of
+//! statements.
+
+pub mod sqlite;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use async_trait::async_trait;
+use pushgate_formats::{
+    Sha256, StorePath,
+    api::PathState,
+    keys::{KeyName, PublicKey},
+};
+use serde::{Deserialize, Serialize};
+
+/// A fault of the database. The caller can't mend it: it is answered as `unavailable` and logged.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    #[error("database")]
+    Sqlx(#[from] sqlx::Error),
+    #[error("database migration")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// The row can't have been written by this program.
+    #[error("the database holds `{value}` where {what} is expected")]
+    Corrupt { what: &'static str, value: String },
+}
+
+pub type Result<T, E = DbError> = std::result::Result<T, E>;
+
+/// What an identity may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    Submitter,
+    Verifier,
+    Admin,
+}
+
+impl Role {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Submitter => "submitter",
+            Self::Verifier => "verifier",
+            Self::Admin => "admin",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        [Self::Submitter, Self::Verifier, Self::Admin]
+            .into_iter()
+            .find(|r| r.as_str() == text)
+            .ok_or_else(|| DbError::Corrupt { what: "a role", value: text.into() })
+    }
+}
+
+/// The gateway's own constants, made once.
+#[derive(Debug, Clone)]
+pub struct GatewayRow {
+    pub id: String,
+    pub secret: Vec<u8>,
+}
+
+#[derive(Debug, Clone)]
+pub struct CacheRow {
+    pub name: String,
+    pub public_key: PublicKey,
+    pub created: u64,
+}
+
+/// An invite. The code itself isn't stored, only its sha256.
+#[derive(Debug, Clone)]
+pub struct InviteRow {
+    pub code: Sha256,
+    pub name: String,
+    pub role: Role,
+    pub owner: Option<String>,
+    pub groups: Vec<String>,
+    /// `None`: every cache.
+    pub caches: Option<Vec<String>>,
+    pub created: u64,
+    pub expires: u64,
+    pub key_expires: Option<u64>,
+}
+
+/// What came of redeeming an invite.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Redeemed {
+    Enrolled {
+        identity: String,
+        role: Role,
+    },
+    /// Unknown, used or expired: not told apart, so that guessing learns nothing.
+    Invalid,
+    /// The name is another key's or a cache key's.
+    NameTaken,
+    /// The same key is enrolled already.
+    KeyTaken,
+}
+
+/// A key with the identity that it belongs to.
+#[derive(Debug, Clone)]
+pub struct EnrolledKey {
+    pub key: PublicKey,
+    pub identity: i64,
+    pub identity_name: String,
+    pub role: Role,
+    pub owner: Option<String>,
+    pub frozen: bool,
+    /// `None`: every cache.
+    pub caches: Option<Vec<String>>,
+    pub expires: Option<u64>,
+    pub revoked: Option<u64>,
+}
+
+/// A push, as announced.
+#[derive(Debug, Clone)]
+pub struct PushRow {
+    pub id: String,
+    /// Of the envelope.
+    pub digest: Sha256,
+    pub identity: i64,
+    pub key: PublicKey,
+    pub cache: String,
+    pub nonce: String,
+    /// JSON of the DSSE envelope.
+    pub envelope: Vec<u8>,
+    pub created: u64,
+    pub expires: u64,
+}
+
+/// A claim at the moment of its announcement.
+#[derive(Debug, Clone)]
+pub struct NewClaim {
+    pub path: StorePath,
+    pub nar_hash: Sha256,
+    pub state: PathState,
+}
+
+/// What a claim has come to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimRow {
+    pub id: i64,
+    pub push: String,
+    pub path: StorePath,
+    pub nar_hash: Sha256,
+    pub identity: i64,
+    pub state: PathState,
+    pub code: Option<String>,
+    pub message: Option<String>,
+    pub waits: Vec<String>,
+}
+
+/// A claim's new state.
+#[derive(Debug, Clone)]
+pub struct ClaimUpdate {
+    pub id: i64,
+    pub state: PathState,
+    pub code: Option<String>,
+    pub message: Option<String>,
+    pub waits: Vec<String>,
+    /// Paths whose publication lets the claim be judged again.
+    pub waits_on: Vec<StorePath>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum PushAdded {
+    /// The claims' ids, in order.
+    Added(Vec<i64>),
+    /// The same envelope was announced before.
+    Known,
+    NonceUsed,
+}
+
+/// A NAR in quarantine.
+#[derive(Debug, Clone)]
+pub struct QuarantineRow {
+    pub nar_hash: Sha256,
+    pub pack: String,
+    pub start: u64,
+    pub length: u64,
+    pub compression: String,
+    /// JSON of `push::intake::Examined`.
+    pub examined: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct DerivationRow {
+    pub path: StorePath,
+    pub text: Vec<u8>,
+    /// JSON of `formats::derivation::Facts`.
+    pub facts: Option<String>,
+}
+
+/// A published path.
+#[derive(Debug, Clone)]
+pub struct PublishedRow {
+    pub path: StorePath,
+    pub nar_hash: Sha256,
+    pub references: BTreeSet<StorePath>,
+    /// The narinfo's text as it is served.
+    pub narinfo: String,
+}
+
+/// A publication to be committed: the row and its leaf.
+#[derive(Debug, Clone)]
+pub struct NewPublication {
+    pub row: PublishedRow,
+    /// Canonical JSON of the leaf.
+    pub leaf: Vec<u8>,
+}
+
+/// One judgement's results, written at once.
+#[derive(Debug, Default)]
+pub struct Judged {
+    pub cache: String,
+    pub now: u64,
+    pub publications: Vec<NewPublication>,
+    pub claims: Vec<ClaimUpdate>,
+    /// Claims that differ from another claim or what is published: path, NAR hash, claim.
+    pub conflicts: Vec<(StorePath, Sha256, i64)>,
+}
+
+/// What came of committing a judgement.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Committed {
+    Done,
+    /// Another publication took one of the paths meanwhile; nothing was written.
+    Raced,
+}
+
+#[derive(Debug, Clone)]
+pub struct UpstreamRow {
+    pub path: StorePath,
+    pub nar_hash: Sha256,
+    pub references: BTreeSet<StorePath>,
+}
+
+#[derive(Debug, Clone)]
+pub struct RealisationRow {
+    pub id: String,
+    pub path: StorePath,
+    pub state: PathState,
+    pub code: String,
+}
+
+/// A push and how many of its claims are in each state.
+#[derive(Debug, Clone)]
+pub struct PushCounts {
+    pub id: String,
+    pub cache: String,
+    pub created: u64,
+    pub counts: Vec<(String, u64)>,
+}
+
+/// What the sweeper found to be over.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// Pushes with a claim that ran out.
+    pub pushes: Vec<String>,
+    pub expired_claims: u64,
+    /// Packs that nothing refers to any more.
+    pub packs: Vec<String>,
+}
+
+#[async_trait]
+pub trait Db: Send + Sync + 'static {
+    /// The gateway's constants; stores `fresh` where there are none.
+    async fn gateway(&self, fresh: GatewayRow, now: u64) -> Result<GatewayRow>;
+    /// A cheap question, to see whether the database answers.
+    async fn ping(&self) -> Result<()>;
+
+    async fn caches(&self) -> Result<Vec<CacheRow>>;
+    /// False where the name is taken, or the key's name is a submitter's.
+    async fn add_cache(&self, row: &CacheRow) -> Result<bool>;
+
+    async fn add_invite(&self, invite: &InviteRow) -> Result<()>;
+    /// Uses up an invite and enrols the key, both or neither.
+    async fn redeem(&self, code: &Sha256, key: &PublicKey, now: u64) -> Result<Redeemed>;
+    async fn key(&self, key: &[u8; 32]) -> Result<Option<EnrolledKey>>;
+    /// Looks a key up by the name that it enrolled with.
+    async fn key_named(&self, name: &KeyName) -> Result<Option<EnrolledKey>>;
+    async fn keys(&self) -> Result<Vec<EnrolledKey>>;
+    /// False where no such key is enrolled. An earlier revocation keeps its time.
+    async fn revoke_key(&self, name: &KeyName, now: u64) -> Result<bool>;
+
+    async fn add_push(
+        &self,
+        push: &PushRow,
+        claims: &[NewClaim],
+        realisations: &[RealisationRow],
+    ) -> Result<PushAdded>;
+    async fn push_by_digest(&self, digest: &Sha256) -> Result<Option<PushRow>>;
+    async fn push(&self, id: &str) -> Result<Option<PushRow>>;
+    async fn claims(&self, push: &str) -> Result<Vec<ClaimRow>>;
+    async fn claims_of_path(&self, cache: &str, path: &StorePath) -> Result<Vec<ClaimRow>>;
+    async fn realisations(&self, push: &str) -> Result<Vec<RealisationRow>>;
+    async fn pushes_of(&self, identity: i64, most: u32) -> Result<Vec<PushCounts>>;
+    /// Pushes with a claim that is not settled for good: (cache, push).
+    async fn open_pushes(&self) -> Result<Vec<(String, String)>>;
+    /// Pushes with claims that wait on one of these paths.
+    async fn pushes_waiting_on(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<String>>;
+    /// Claims of these paths, by any submitter, whose bytes are in quarantine and that are held.
+    async fn held_claims(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<ClaimRow>>;
+
+    async fn quarantined(&self, identity: i64, nars: &[Sha256]) -> Result<Vec<QuarantineRow>>;
+    async fn add_quarantined(&self, identity: i64, rows: &[QuarantineRow], expires: u64) -> Result<()>;
+    /// Compressed bytes that an identity has in quarantine.
+    async fn quarantine_bytes(&self, identity: i64) -> Result<u64>;
+    /// Every pack that a quarantined NAR lies in.
+    async fn packs(&self) -> Result<HashSet<String>>;
+    /// Ends claims that ran out, forgets NARs that nothing needs, and names packs that are free.
+    async fn sweep(&self, now: u64) -> Result<Swept>;
+
+    async fn derivations_sent(&self, identity: i64, paths: &[StorePath]) -> Result<HashSet<StorePath>>;
+    async fn derivations(&self, paths: &[StorePath]) -> Result<Vec<DerivationRow>>;
+    async fn add_derivations(&self, identity: i64, rows: &[DerivationRow]) -> Result<()>;
+
+    /// Stores facts of derivations that are here already.
+    async fn add_facts(&self, rows: &[DerivationRow]) -> Result<()>;
+
+    async fn published(&self, cache: &str, hash_parts: &[&str]) -> Result<HashMap<String, PublishedRow>>;
+    async fn commit(&self, judged: &Judged) -> Result<Committed>;
+    /// Published, but perhaps not yet visible: in the order of their leaves.
+    async fn unseen(&self, cache: &str) -> Result<Vec<PublishedRow>>;
+    async fn mark_visible(&self, cache: &str, paths: &[StorePath]) -> Result<()>;
+
+    async fn upstream_paths(
+        &self,
+        url: &str,
+        key: &PublicKey,
+        paths: &[StorePath],
+    ) -> Result<Vec<UpstreamRow>>;
+    async fn add_upstream_paths(
+        &self,
+        url: &str,
+        key: &PublicKey,
+        rows: &[UpstreamRow],
+        now: u64,
+    ) -> Result<()>;
+
+    /// The log of one cache from a leaf on: (sequence number, body, chain hash).
+    async fn leaves(&self, cache: &str, from: u64, most: u32) -> Result<Vec<(u64, Vec<u8>, Sha256)>>;
+}

@@ -1,0 +1,251 @@
+//! SQLite: the embedded default. One writing connection, several reading ones; write-ahead log; every commit is on disk
+//! before it is answered (`synchronous = FULL`).
+//!
+//! Batches travel as one JSON parameter that `json_each` unfolds, so that a statement's cost doesn't grow with the rows.
+
+mod identities;
+mod publications;
+mod pushes;
+mod supplies;
+
+use std::{collections::BTreeSet, path::Path, time::Duration};
+
+use async_trait::async_trait;
+use pushgate_formats::{Sha256, StorePath, keys::PublicKey};
+use serde_json::Value;
+use sqlx::{
+    Row, SqlSafeStr, SqlitePool,
+    migrate::{Migration, MigrationType, Migrator},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
+};
+
+use super::*;
+
+/// The migrations, embedded: number, name, text. (`sqlx::migrate!` would need sqlx's macros, which build SQLite twice.)
+const MIGRATIONS: [(i64, &str, &str); 1] =
+    [(1, "start", include_str!("../../../../migrations/sqlite/0001_start.sql"))];
+
+fn migrator() -> Migrator {
+    Migrator::with_migrations(
+        MIGRATIONS
+            .iter()
+            .map(|(number, name, text)| {
+                let text = sqlx::AssertSqlSafe(*text).into_sql_str();
+                Migration::new(*number, (*name).into(), MigrationType::Simple, text, false)
+            })
+            .collect(),
+    )
+}
+
+/// A SQLite database.
+pub struct Sqlite {
+    read: SqlitePool,
+    write: SqlitePool,
+}
+
+impl Sqlite {
+    /// Opens the file, makes it where it is missing, and brings its schema up to date.
+    pub async fn open(file: &Path) -> Result<Self> {
+        let options = SqliteConnectOptions::new()
+            .filename(file)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            // another process (an `invite` beside `serve`) may hold the write lock for a moment
+            .busy_timeout(Duration::from_secs(20))
+            .pragma("cache_size", "-8192")
+            .pragma("journal_size_limit", "67108864");
+        let write = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+        migrator().run(&write).await?;
+        let read = SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
+        Ok(Self { read, write })
+    }
+}
+
+/// Reads a column that may be a value that this program never writes.
+fn corrupt(what: &'static str, value: impl Into<String>) -> DbError {
+    DbError::Corrupt { what, value: value.into() }
+}
+
+fn path(text: &str) -> Result<StorePath> {
+    StorePath::from_base_name(text).map_err(|_| corrupt("a store path", text))
+}
+
+fn sha256(text: &str) -> Result<Sha256> {
+    Sha256::from_base32(text).ok_or_else(|| corrupt("a sha256", text))
+}
+
+fn time(value: i64) -> u64 {
+    value.max(0).cast_unsigned()
+}
+
+fn sql(value: u64) -> i64 {
+    // times and sizes stay far below 2^63
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn list(text: &str) -> Result<Vec<String>> {
+    serde_json::from_str(text).map_err(|_| corrupt("a list", text))
+}
+
+fn paths_json<'a>(paths: impl IntoIterator<Item = &'a StorePath>) -> String {
+    Value::from_iter(paths.into_iter().map(StorePath::base_name)).to_string()
+}
+
+fn refs(text: &str) -> Result<BTreeSet<StorePath>> {
+    list(text)?.iter().map(|t| path(t)).collect()
+}
+
+fn state(text: &str) -> Result<PathState> {
+    serde_json::from_value(Value::from(text)).map_err(|_| corrupt("a state", text))
+}
+
+fn public_key(text: &str) -> Result<PublicKey> {
+    PublicKey::parse(text).map_err(|_| corrupt("a public key", text))
+}
+
+#[async_trait]
+impl Db for Sqlite {
+    async fn gateway(&self, fresh: GatewayRow, now: u64) -> Result<GatewayRow> {
+        sqlx::query("INSERT OR IGNORE INTO gateway (one, id, secret, created) VALUES (1, ?, ?, ?)")
+            .bind(fresh.id)
+            .bind(fresh.secret)
+            .bind(sql(now))
+            .execute(&self.write)
+            .await?;
+        let row = sqlx::query("SELECT id, secret FROM gateway").fetch_one(&self.write).await?;
+        Ok(GatewayRow { id: row.try_get(0)?, secret: row.try_get(1)? })
+    }
+
+    async fn ping(&self) -> Result<()> {
+        sqlx::query("SELECT id FROM gateway").fetch_one(&self.read).await?;
+        Ok(())
+    }
+
+    async fn caches(&self) -> Result<Vec<CacheRow>> {
+        self.list_caches().await
+    }
+    async fn add_cache(&self, row: &CacheRow) -> Result<bool> {
+        self.insert_cache(row).await
+    }
+    async fn add_invite(&self, invite: &InviteRow) -> Result<()> {
+        self.insert_invite(invite).await
+    }
+    async fn redeem(&self, code: &Sha256, key: &PublicKey, now: u64) -> Result<Redeemed> {
+        self.redeem_invite(code, key, now).await
+    }
+    async fn key(&self, key: &[u8; 32]) -> Result<Option<EnrolledKey>> {
+        self.key_by_bytes(key).await
+    }
+    async fn key_named(&self, name: &KeyName) -> Result<Option<EnrolledKey>> {
+        self.key_by_name(name).await
+    }
+    async fn keys(&self) -> Result<Vec<EnrolledKey>> {
+        self.list_keys().await
+    }
+    async fn revoke_key(&self, name: &KeyName, now: u64) -> Result<bool> {
+        self.set_revoked(name, now).await
+    }
+
+    async fn add_push(
+        &self,
+        push: &PushRow,
+        claims: &[NewClaim],
+        realisations: &[RealisationRow],
+    ) -> Result<PushAdded> {
+        self.insert_push(push, claims, realisations).await
+    }
+    async fn push_by_digest(&self, digest: &Sha256) -> Result<Option<PushRow>> {
+        self.one_push("digest", &digest.base32()).await
+    }
+    async fn push(&self, id: &str) -> Result<Option<PushRow>> {
+        self.one_push("id", id).await
+    }
+    async fn claims(&self, push: &str) -> Result<Vec<ClaimRow>> {
+        self.claims_of_push(push).await
+    }
+    async fn claims_of_path(&self, cache: &str, path: &StorePath) -> Result<Vec<ClaimRow>> {
+        self.list_claims_of_path(cache, path).await
+    }
+    async fn realisations(&self, push: &str) -> Result<Vec<RealisationRow>> {
+        self.list_realisations(push).await
+    }
+    async fn pushes_of(&self, identity: i64, most: u32) -> Result<Vec<PushCounts>> {
+        self.list_pushes_of(identity, most).await
+    }
+    async fn open_pushes(&self) -> Result<Vec<(String, String)>> {
+        self.list_open_pushes().await
+    }
+    async fn pushes_waiting_on(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<String>> {
+        self.list_pushes_waiting_on(cache, paths).await
+    }
+    async fn held_claims(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<ClaimRow>> {
+        self.list_held_claims(cache, paths).await
+    }
+
+    async fn quarantined(&self, identity: i64, nars: &[Sha256]) -> Result<Vec<QuarantineRow>> {
+        self.list_quarantined(identity, nars).await
+    }
+    async fn add_quarantined(&self, identity: i64, rows: &[QuarantineRow], expires: u64) -> Result<()> {
+        self.insert_quarantined(identity, rows, expires).await
+    }
+    async fn quarantine_bytes(&self, identity: i64) -> Result<u64> {
+        self.sum_quarantined(identity).await
+    }
+    async fn packs(&self) -> Result<HashSet<String>> {
+        self.list_packs().await
+    }
+    async fn sweep(&self, now: u64) -> Result<Swept> {
+        self.sweep_expired(now).await
+    }
+
+    async fn derivations_sent(&self, identity: i64, paths: &[StorePath]) -> Result<HashSet<StorePath>> {
+        self.list_derivations_sent(identity, paths).await
+    }
+    async fn derivations(&self, paths: &[StorePath]) -> Result<Vec<DerivationRow>> {
+        self.list_derivations(paths).await
+    }
+    async fn add_derivations(&self, identity: i64, rows: &[DerivationRow]) -> Result<()> {
+        self.insert_derivations(identity, rows).await
+    }
+
+    async fn add_facts(&self, rows: &[DerivationRow]) -> Result<()> {
+        self.set_facts(rows).await
+    }
+
+    async fn published(&self, cache: &str, hash_parts: &[&str]) -> Result<HashMap<String, PublishedRow>> {
+        self.list_published(cache, hash_parts).await
+    }
+    async fn commit(&self, judged: &Judged) -> Result<Committed> {
+        self.commit_judged(judged).await
+    }
+    async fn unseen(&self, cache: &str) -> Result<Vec<PublishedRow>> {
+        self.list_unseen(cache).await
+    }
+    async fn mark_visible(&self, cache: &str, paths: &[StorePath]) -> Result<()> {
+        self.set_visible(cache, paths).await
+    }
+
+    async fn upstream_paths(
+        &self,
+        url: &str,
+        key: &PublicKey,
+        paths: &[StorePath],
+    ) -> Result<Vec<UpstreamRow>> {
+        self.list_upstream_paths(url, key, paths).await
+    }
+    async fn add_upstream_paths(
+        &self,
+        url: &str,
+        key: &PublicKey,
+        rows: &[UpstreamRow],
+        now: u64,
+    ) -> Result<()> {
+        self.insert_upstream_paths(url, key, rows, now).await
+    }
+
+    async fn leaves(&self, cache: &str, from: u64, most: u32) -> Result<Vec<(u64, Vec<u8>, Sha256)>> {
+        self.list_leaves(cache, from, most).await
+    }
+}

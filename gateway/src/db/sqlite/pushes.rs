@@ -1,0 +1,223 @@
+//! Pushes and claims in SQLite.
+
+use serde_json::json;
+
+use super::*;
+
+const CLAIM_COLUMNS: &str =
+    "SELECT id, push, path, nar_hash, identity, state, code, message, waits FROM claims";
+
+fn claim_row(row: &SqliteRow) -> Result<ClaimRow> {
+    Ok(ClaimRow {
+        id: row.try_get(0)?,
+        push: row.try_get(1)?,
+        path: path(&row.try_get::<String, _>(2)?)?,
+        nar_hash: sha256(&row.try_get::<String, _>(3)?)?,
+        identity: row.try_get(4)?,
+        state: state(&row.try_get::<String, _>(5)?)?,
+        code: row.try_get(6)?,
+        message: row.try_get(7)?,
+        waits: list(&row.try_get::<String, _>(8)?)?,
+    })
+}
+
+impl Sqlite {
+    /// One transaction: a crash leaves no push, or the whole push with all its claims.
+    pub(super) async fn insert_push(
+        &self,
+        push: &PushRow,
+        claims: &[NewClaim],
+        realisations: &[RealisationRow],
+    ) -> Result<PushAdded> {
+        // an envelope is mostly base 64 of repetitive JSON
+        let envelope = zstd::bulk::compress(&push.envelope, 1).map_err(sqlx::Error::Io)?;
+        let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        let known: Option<String> = sqlx::query_scalar(
+            "SELECT CASE WHEN digest = ?1 THEN 'push' ELSE 'nonce' END FROM pushes \
+             WHERE digest = ?1 OR (key = ?2 AND nonce = ?3) ORDER BY digest = ?1 DESC LIMIT 1",
+        )
+        .bind(push.digest.base32())
+        .bind(key_text(&push.key))
+        .bind(&push.nonce)
+        .fetch_optional(&mut *tx)
+        .await?;
+        match known.as_deref() {
+            Some("push") => return Ok(PushAdded::Known),
+            Some(_) => return Ok(PushAdded::NonceUsed),
+            None => {}
+        }
+        sqlx::query(
+            "INSERT INTO pushes (id, digest, identity, key, cache, nonce, envelope, created, expires) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(&push.id)
+        .bind(push.digest.base32())
+        .bind(push.identity)
+        .bind(key_text(&push.key))
+        .bind(&push.cache)
+        .bind(&push.nonce)
+        .bind(envelope)
+        .bind(sql(push.created))
+        .bind(sql(push.expires))
+        .execute(&mut *tx)
+        .await?;
+        let rows = Value::from_iter(
+            claims.iter().map(|c| json!([c.path.base_name(), c.nar_hash.base32(), c.state.as_str()])),
+        );
+        let mut ids: Vec<i64> = sqlx::query_scalar(
+            "INSERT INTO claims (push, cache, path, nar_hash, identity, state) \
+             SELECT ?1, ?2, value ->> 0, value ->> 1, ?3, value ->> 2 FROM json_each(?4) ORDER BY key RETURNING id",
+        )
+        .bind(&push.id)
+        .bind(&push.cache)
+        .bind(push.identity)
+        .bind(rows.to_string())
+        .fetch_all(&mut *tx)
+        .await?;
+        // the only writer in its transaction: ids were given in the order of insertion
+        ids.sort_unstable();
+        if !realisations.is_empty() {
+            let rows = Value::from_iter(
+                realisations.iter().map(|r| json!([r.id, r.path.base_name(), r.state.as_str(), r.code])),
+            );
+            sqlx::query(
+                "INSERT OR IGNORE INTO realisations (cache, id, path, push, state, code) \
+                 SELECT ?1, value ->> 0, value ->> 1, ?2, value ->> 2, value ->> 3 FROM json_each(?3)",
+            )
+            .bind(&push.cache)
+            .bind(&push.id)
+            .bind(rows.to_string())
+            .execute(&mut *tx)
+            .await?;
+        }
+        tx.commit().await?;
+        Ok(PushAdded::Added(ids))
+    }
+
+    pub(super) async fn one_push(&self, column: &'static str, value: &str) -> Result<Option<PushRow>> {
+        let row = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "SELECT p.id, p.digest, p.identity, k.name || ':' || k.public, p.cache, p.nonce, p.envelope, p.created, \
+             p.expires FROM pushes p JOIN keys k ON k.public = p.key WHERE p.{column} = ?"
+        )))
+        .bind(value)
+        .fetch_optional(&self.read)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let envelope: Vec<u8> = row.try_get(6)?;
+        Ok(Some(PushRow {
+            id: row.try_get(0)?,
+            digest: sha256(&row.try_get::<String, _>(1)?)?,
+            identity: row.try_get(2)?,
+            key: public_key(&row.try_get::<String, _>(3)?)?,
+            cache: row.try_get(4)?,
+            nonce: row.try_get(5)?,
+            envelope: zstd::bulk::decompress(&envelope, pushgate_formats::api::MAX_ANNOUNCEMENT * 2)
+                .map_err(|_| corrupt("an envelope", value))?,
+            created: time(row.try_get(7)?),
+            expires: time(row.try_get(8)?),
+        }))
+    }
+
+    pub(super) async fn claims_of_push(&self, push: &str) -> Result<Vec<ClaimRow>> {
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!("{CLAIM_COLUMNS} WHERE push = ? ORDER BY id")))
+            .bind(push)
+            .fetch_all(&self.read)
+            .await?;
+        rows.iter().map(claim_row).collect()
+    }
+
+    pub(super) async fn list_claims_of_path(&self, cache: &str, path: &StorePath) -> Result<Vec<ClaimRow>> {
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{CLAIM_COLUMNS} WHERE cache = ? AND path = ? ORDER BY id DESC LIMIT 100"
+        )))
+        .bind(cache)
+        .bind(path.base_name())
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(claim_row).collect()
+    }
+
+    pub(super) async fn list_realisations(&self, push: &str) -> Result<Vec<RealisationRow>> {
+        let rows = sqlx::query("SELECT id, path, state, code FROM realisations WHERE push = ?")
+            .bind(push)
+            .fetch_all(&self.read)
+            .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(RealisationRow {
+                    id: row.try_get(0)?,
+                    path: path(&row.try_get::<String, _>(1)?)?,
+                    state: state(&row.try_get::<String, _>(2)?)?,
+                    code: row.try_get(3)?,
+                })
+            })
+            .collect()
+    }
+
+    pub(super) async fn list_pushes_of(&self, identity: i64, most: u32) -> Result<Vec<PushCounts>> {
+        let rows = sqlx::query(
+            "SELECT p.id, p.cache, p.created, c.state, count(*) \
+             FROM (SELECT * FROM pushes WHERE identity = ? ORDER BY created DESC, id LIMIT ?) p \
+             JOIN claims c ON c.push = p.id GROUP BY p.id, c.state ORDER BY p.created DESC, p.id",
+        )
+        .bind(identity)
+        .bind(most)
+        .fetch_all(&self.read)
+        .await?;
+        let mut out: Vec<PushCounts> = Vec::new();
+        for row in &rows {
+            let id: String = row.try_get(0)?;
+            if out.last().is_none_or(|p| p.id != id) {
+                let (cache, created) = (row.try_get(1)?, time(row.try_get(2)?));
+                out.push(PushCounts { id, cache, created, counts: Vec::new() });
+            }
+            let count = time(row.try_get(4)?);
+            out.last_mut().into_iter().for_each(|p| p.counts.push((String::new(), count)));
+            if let Some(last) = out.last_mut().and_then(|p| p.counts.last_mut()) {
+                last.0 = row.try_get(3)?;
+            }
+        }
+        Ok(out)
+    }
+
+    pub(super) async fn list_open_pushes(&self) -> Result<Vec<(String, String)>> {
+        let rows = sqlx::query(
+            "SELECT DISTINCT p.cache, p.id FROM claims c JOIN pushes p ON p.id = c.push \
+             WHERE c.state IN ('wanted', 'checking', 'held') ORDER BY p.created",
+        )
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    }
+
+    pub(super) async fn list_pushes_waiting_on(
+        &self,
+        cache: &str,
+        paths: &[StorePath],
+    ) -> Result<Vec<String>> {
+        Ok(sqlx::query_scalar(
+            "SELECT DISTINCT push FROM claim_waits WHERE cache = ? AND path IN (SELECT value FROM json_each(?))",
+        )
+        .bind(cache)
+        .bind(paths_json(paths))
+        .fetch_all(&self.read)
+        .await?)
+    }
+
+    pub(super) async fn list_held_claims(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<ClaimRow>> {
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{CLAIM_COLUMNS} WHERE cache = ? AND state = 'held' AND path IN (SELECT value FROM json_each(?))"
+        )))
+        .bind(cache)
+        .bind(paths_json(paths))
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(claim_row).collect()
+    }
+}
+
+/// The key's bytes as the `keys` table has them.
+fn key_text(key: &PublicKey) -> String {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    STANDARD.encode(key.bytes())
+}

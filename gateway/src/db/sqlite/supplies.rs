@@ -1,0 +1,241 @@
+//! What pushes bring along, in SQLite: quarantined NARs, derivations, facts about upstreams.
+
+use serde_json::json;
+
+use super::*;
+
+impl Sqlite {
+    pub(super) async fn list_quarantined(
+        &self,
+        identity: i64,
+        nars: &[Sha256],
+    ) -> Result<Vec<QuarantineRow>> {
+        let rows = sqlx::query(
+            "SELECT nar_hash, pack, start, length, compression, examined FROM json_each(?2) AS asked \
+             CROSS JOIN quarantine ON identity = ?1 AND nar_hash = asked.value",
+        )
+        .bind(identity)
+        .bind(Value::from_iter(nars.iter().map(Sha256::base32)).to_string())
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(QuarantineRow {
+                    nar_hash: sha256(&row.try_get::<String, _>(0)?)?,
+                    pack: row.try_get(1)?,
+                    start: time(row.try_get(2)?),
+                    length: time(row.try_get(3)?),
+                    compression: row.try_get(4)?,
+                    examined: row.try_get(5)?,
+                })
+            })
+            .collect()
+    }
+
+    pub(super) async fn insert_quarantined(
+        &self,
+        identity: i64,
+        rows: &[QuarantineRow],
+        expires: u64,
+    ) -> Result<()> {
+        let rows = Value::from_iter(
+            rows.iter()
+                .map(|r| json!([r.nar_hash.base32(), r.pack, r.start, r.length, r.compression, r.examined])),
+        );
+        // the latest wins: an examination made again, with more to look for, replaces the earlier one
+        sqlx::query(
+            "INSERT INTO quarantine (identity, nar_hash, pack, start, length, compression, examined, expires) \
+             SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, ?2 \
+             FROM json_each(?3) WHERE true \
+             ON CONFLICT (identity, nar_hash) DO UPDATE SET pack = excluded.pack, start = excluded.start, \
+             length = excluded.length, compression = excluded.compression, examined = excluded.examined, \
+             expires = max(expires, excluded.expires)",
+        )
+        .bind(identity)
+        .bind(sql(expires))
+        .bind(rows.to_string())
+        .execute(&self.write)
+        .await?;
+        Ok(())
+    }
+
+    pub(super) async fn sum_quarantined(&self, identity: i64) -> Result<u64> {
+        let sum: Option<i64> = sqlx::query_scalar("SELECT sum(length) FROM quarantine WHERE identity = ?")
+            .bind(identity)
+            .fetch_one(&self.read)
+            .await?;
+        Ok(time(sum.unwrap_or(0)))
+    }
+
+    pub(super) async fn list_packs(&self) -> Result<HashSet<String>> {
+        let packs: Vec<String> =
+            sqlx::query_scalar("SELECT DISTINCT pack FROM quarantine").fetch_all(&self.write).await?;
+        Ok(packs.into_iter().collect())
+    }
+
+    /// One transaction. A crash after it leaves packs without rows, which the sweep at the next start removes.
+    pub(super) async fn sweep_expired(&self, now: u64) -> Result<Swept> {
+        let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        let pushes: Vec<String> = sqlx::query_scalar(
+            "SELECT DISTINCT p.id FROM pushes p JOIN claims c ON c.push = p.id \
+             WHERE p.expires <= ? AND c.state IN ('wanted', 'checking', 'held')",
+        )
+        .bind(sql(now))
+        .fetch_all(&mut *tx)
+        .await?;
+        let ids = Value::from(pushes.clone()).to_string();
+        let ended = sqlx::query(
+            "UPDATE claims SET state = 'rejected', decided = ?1, \
+             message = 'gave up waiting: ' || coalesce(message, 'the bytes never came'), \
+             code = CASE WHEN state = 'held' THEN coalesce(code, 'hold-expired') ELSE 'push-expired' END \
+             WHERE push IN (SELECT value FROM json_each(?2)) AND state IN ('wanted', 'checking', 'held')",
+        )
+        .bind(sql(now))
+        .bind(&ids)
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query("DELETE FROM claim_waits WHERE push IN (SELECT value FROM json_each(?))")
+            .bind(&ids)
+            .execute(&mut *tx)
+            .await?;
+        let before: Vec<String> =
+            sqlx::query_scalar("SELECT DISTINCT pack FROM quarantine").fetch_all(&mut *tx).await?;
+        sqlx::query(
+            "DELETE FROM quarantine WHERE NOT EXISTS (SELECT 1 FROM claims c WHERE c.nar_hash = quarantine.nar_hash \
+             AND c.identity = quarantine.identity AND c.state IN ('wanted', 'checking', 'held'))",
+        )
+        .execute(&mut *tx)
+        .await?;
+        let after: HashSet<String> = sqlx::query_scalar("SELECT DISTINCT pack FROM quarantine")
+            .fetch_all(&mut *tx)
+            .await?
+            .into_iter()
+            .collect();
+        tx.commit().await?;
+        Ok(Swept {
+            pushes,
+            expired_claims: ended.rows_affected(),
+            packs: before.into_iter().filter(|p| !after.contains(p)).collect(),
+        })
+    }
+
+    pub(super) async fn list_derivations_sent(
+        &self,
+        identity: i64,
+        paths: &[StorePath],
+    ) -> Result<HashSet<StorePath>> {
+        let rows: Vec<String> = sqlx::query_scalar(
+            "SELECT path FROM json_each(?2) AS asked CROSS JOIN derivation_senders ON identity = ?1 AND path = asked.value",
+        )
+        .bind(identity)
+        .bind(paths_json(paths))
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(|p| path(p)).collect()
+    }
+
+    pub(super) async fn list_derivations(&self, paths: &[StorePath]) -> Result<Vec<DerivationRow>> {
+        let rows = sqlx::query(
+            "SELECT path, text, facts FROM json_each(?) AS asked CROSS JOIN derivations ON path = asked.value",
+        )
+        .bind(paths_json(paths))
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let base: String = row.try_get(0)?;
+                let text: Vec<u8> = row.try_get(1)?;
+                let text = zstd::bulk::decompress(&text, pushgate_formats::derivation::MAX_DERIVATION)
+                    .map_err(|_| corrupt("a derivation", base.as_str()))?;
+                Ok(DerivationRow { path: path(&base)?, text, facts: row.try_get(2)? })
+            })
+            .collect()
+    }
+
+    /// One transaction: a crash leaves all of the batch or nothing of it.
+    pub(super) async fn insert_derivations(&self, identity: i64, rows: &[DerivationRow]) -> Result<()> {
+        let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        for row in rows {
+            let text = zstd::bulk::compress(&row.text, 1).map_err(sqlx::Error::Io)?;
+            sqlx::query(
+                "INSERT INTO derivations (path, text, facts) VALUES (?, ?, ?) \
+                 ON CONFLICT (path) DO UPDATE SET facts = coalesce(facts, excluded.facts)",
+            )
+            .bind(row.path.base_name())
+            .bind(text)
+            .bind(&row.facts)
+            .execute(&mut *tx)
+            .await?;
+        }
+        sqlx::query(
+            "INSERT OR IGNORE INTO derivation_senders (identity, path) SELECT ?1, value FROM json_each(?2)",
+        )
+        .bind(identity)
+        .bind(paths_json(rows.iter().map(|r| &r.path)))
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    pub(super) async fn set_facts(&self, rows: &[DerivationRow]) -> Result<()> {
+        let rows = Value::from_iter(rows.iter().map(|r| json!([r.path.base_name(), r.facts])));
+        sqlx::query(
+            "UPDATE derivations SET facts = j.value ->> 1 FROM json_each(?) AS j \
+             WHERE derivations.path = j.value ->> 0 AND facts IS NULL",
+        )
+        .bind(rows.to_string())
+        .execute(&self.write)
+        .await?;
+        Ok(())
+    }
+
+    pub(super) async fn list_upstream_paths(
+        &self,
+        url: &str,
+        key: &PublicKey,
+        paths: &[StorePath],
+    ) -> Result<Vec<UpstreamRow>> {
+        let rows = sqlx::query(
+            "SELECT path, nar_hash, refs FROM json_each(?3) AS asked \
+             CROSS JOIN upstream_paths ON path = asked.value AND url = ?1 AND public_key = ?2",
+        )
+        .bind(url)
+        .bind(key.to_string())
+        .bind(paths_json(paths))
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(UpstreamRow {
+                    path: path(&row.try_get::<String, _>(0)?)?,
+                    nar_hash: sha256(&row.try_get::<String, _>(1)?)?,
+                    references: refs(&row.try_get::<String, _>(2)?)?,
+                })
+            })
+            .collect()
+    }
+
+    pub(super) async fn insert_upstream_paths(
+        &self,
+        url: &str,
+        key: &PublicKey,
+        rows: &[UpstreamRow],
+        now: u64,
+    ) -> Result<()> {
+        let rows = Value::from_iter(
+            rows.iter().map(|r| json!([r.path.base_name(), r.nar_hash.base32(), paths_json(&r.references)])),
+        );
+        sqlx::query(
+            "INSERT OR REPLACE INTO upstream_paths (url, public_key, path, nar_hash, refs, found) \
+             SELECT ?1, ?2, value ->> 0, value ->> 1, value ->> 2, ?3 FROM json_each(?4)",
+        )
+        .bind(url)
+        .bind(key.to_string())
+        .bind(sql(now))
+        .bind(rows.to_string())
+        .execute(&self.write)
+        .await?;
+        Ok(())
+    }
+}

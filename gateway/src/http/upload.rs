@@ -1,0 +1,248 @@
+//! `POST /api/v1/pushes/PUSH/nars`: reads the body under limits of number, time and rate, and hands it to the intake in
+//! blocking pieces. Goes on without its client: what came whole is kept.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Extension, Json,
+    body::{Body, BodyDataStream, Bytes},
+    extract::{Request, State},
+    http::StatusCode,
+};
+use futures_util::{FutureExt, StreamExt};
+use pushgate_formats::api::Uploaded;
+use tokio::time::Instant;
+
+use super::pushes::plain_encoding;
+use crate::{
+    app::App,
+    error::ApiError,
+    push::{
+        quarantine,
+        session::Session,
+        upload::{Upload, UploadError},
+    },
+};
+
+/// Bytes gathered before they are handed to a blocking thread.
+const PIECE: usize = 512 << 10;
+
+/// The handler.
+pub async fn nars(
+    State(app): State<Arc<App>>,
+    Extension(session): Extension<Arc<Session>>,
+    request: Request,
+) -> Result<Json<Uploaded>, ApiError> {
+    plain_encoding(&request)?;
+    let most = session.cache.policy().limits.quarantine_size;
+    let (submitter, budget) = app.submitter(session.identity, most).await?;
+    let busy =
+        |whose: &str| ApiError::busy(format!("too many uploads at once of {whose}; try again in a moment"));
+    let all = app.uploads.clone().try_acquire_owned().map_err(|_| busy("all submitters"))?;
+    let own = submitter.uploads.clone().try_acquire_owned().map_err(|_| busy("this submitter"))?;
+    let body = request.into_body();
+    // a task of its own: when the client goes away the request is dropped, the NARs that came whole are not
+    let task = tokio::spawn(async move {
+        let _held = (all, own, submitter);
+        let upload = Upload::new(&app, session.clone(), budget);
+        receive(&app, &session, upload, body).await
+    });
+    task.await.map_err(|e| ApiError::unavailable(&e))?
+}
+
+async fn receive(
+    app: &Arc<App>,
+    session: &Arc<Session>,
+    mut upload: Upload,
+    body: Body,
+) -> Result<Json<Uploaded>, ApiError> {
+    let mut stream = body.into_data_stream();
+    let mut rate = Rate::new(app);
+    let mut problem = None;
+    loop {
+        let pieces = match next_pieces(&mut stream, &mut rate).await {
+            Ok(Some(pieces)) => pieces,
+            Ok(None) => break,
+            Err(e) => {
+                problem = Some(e);
+                break;
+            }
+        };
+        let permit = app.examining.clone().acquire_owned().await;
+        let (back, fed) = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let fed = pieces.iter().try_for_each(|piece| upload.feed(piece));
+            (upload, fed)
+        })
+        .await
+        .map_err(|e| ApiError::unavailable(&e))?;
+        upload = back;
+        match fed {
+            Ok(()) => {}
+            Err(UploadError::Io(e)) => return Err(e.into()),
+            Err(e @ UploadError::Framing(_)) => {
+                problem = Some(ApiError::bad_request("upload-malformed", e.to_string()));
+                break;
+            }
+        }
+    }
+    if problem.is_none() && !upload.is_complete() {
+        problem = Some(ApiError::bad_request("upload-malformed", "the body ends in the middle of a record"));
+    }
+    let (nars, results) = tokio::task::spawn_blocking(move || upload.finish())
+        .await
+        .map_err(|e| ApiError::unavailable(&e))??;
+    if !nars.is_empty() {
+        let bytes: u64 = nars.iter().map(|n| n.range.length).sum();
+        metrics::counter!("pushgate_nars_taken_total").increment(nars.len() as u64);
+        metrics::counter!("pushgate_bytes_taken_total").increment(bytes);
+        quarantine::store(app.db.as_ref(), session.identity, session.expires, &nars).await?;
+        store_derivations(app, session, &nars).await?;
+        for nar in &nars {
+            session.arrived(nar);
+        }
+        // the cache keeps the receiver alive
+        let _ = session.cache.judge.send(session.id.clone());
+    }
+    record_refusals(app, session, &results).await?;
+    match problem {
+        Some(problem) => Err(problem),
+        None => Ok(Json(Uploaded { nars: results })),
+    }
+}
+
+/// A .drv that was pushed as a store path is a derivation that its submitter sent.
+async fn store_derivations(
+    app: &Arc<App>,
+    session: &Arc<Session>,
+    nars: &[Arc<quarantine::Quarantined>],
+) -> Result<(), ApiError> {
+    let mut sent = Vec::new();
+    for nar in nars {
+        let Some(text) =
+            nar.examined.contents.as_ref().filter(|_| nar.examined.derivation_references.is_some())
+        else {
+            continue;
+        };
+        let claims = session.by_nar.get(&nar.examined.nar_hash).into_iter().flatten();
+        sent.extend(
+            claims
+                .map(|i| session.signed[*i].path().clone())
+                .filter(|path| path.is_derivation())
+                .map(|path| (path, text.clone())),
+        );
+    }
+    if !sent.is_empty() {
+        // one whose text doesn't fit its path is refused here, and its claim when it is judged
+        app.derivations.take(app.db.as_ref(), session.identity, &session.derivations, sent).await?;
+    }
+    Ok(())
+}
+
+/// Claims whose NAR was refused are refused with it, unless sending again may help.
+async fn record_refusals(
+    app: &Arc<App>,
+    session: &Arc<Session>,
+    results: &[pushgate_formats::api::NarResult],
+) -> Result<(), ApiError> {
+    const AGAIN: [&str; 3] = ["nar-aborted", "quota-exceeded", "nar-not-wanted"];
+    let mut claims = Vec::new();
+    {
+        let mut progress = session.progress();
+        for result in results {
+            let Some(error) = result.error.as_ref().filter(|e| !AGAIN.contains(&e.code.as_str())) else {
+                continue;
+            };
+            for i in session.by_nar.get(&result.nar_hash).into_iter().flatten() {
+                if progress.claims[*i].state == pushgate_formats::api::PathState::Wanted {
+                    let state = crate::push::session::ClaimState::with(
+                        pushgate_formats::api::PathState::Rejected,
+                        &error.code,
+                        error.message.clone(),
+                        vec![],
+                    );
+                    claims.push(session.update(*i, &state, vec![]));
+                    progress.claims[*i] = state;
+                }
+            }
+        }
+        // sizes that don't fit were found when the NAR arrived
+        for nar in results.iter().filter(|r| r.error.is_none()) {
+            for i in session.by_nar.get(&nar.nar_hash).into_iter().flatten() {
+                if progress.claims[*i].state == pushgate_formats::api::PathState::Rejected {
+                    claims.push(session.update(*i, &progress.claims[*i], vec![]));
+                }
+            }
+        }
+    }
+    if claims.is_empty() {
+        return Ok(());
+    }
+    let judged = crate::db::Judged {
+        cache: session.cache.name.clone(),
+        now: app.clock.now(),
+        claims,
+        ..Default::default()
+    };
+    app.db.commit(&judged).await?;
+    session.notify();
+    app.sweep.notify_one();
+    Ok(())
+}
+
+/// Measures how fast a body comes.
+struct Rate {
+    idle: Duration,
+    least: u64,
+    since: Instant,
+    bytes: u64,
+}
+
+impl Rate {
+    fn new(app: &App) -> Self {
+        let idle = Duration::from_secs(app.config.limits.upload_idle.max(1));
+        Self { idle, least: app.config.limits.upload_rate, since: Instant::now(), bytes: 0 }
+    }
+
+    /// Counts bytes; false where too few came in the last period.
+    fn count(&mut self, bytes: usize) -> bool {
+        self.bytes += bytes as u64;
+        if self.since.elapsed() < self.idle {
+            return true;
+        }
+        let enough = self.bytes >= self.least.saturating_mul(self.since.elapsed().as_secs());
+        (self.since, self.bytes) = (Instant::now(), 0);
+        enough
+    }
+}
+
+/// The next pieces of the body: at least one, and whatever else is there already, up to [`PIECE`] bytes.
+async fn next_pieces(stream: &mut BodyDataStream, rate: &mut Rate) -> Result<Option<Vec<Bytes>>, ApiError> {
+    let slow = || {
+        ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "upload-too-slow",
+            "the upload came too slowly and was given up; what came whole is kept, send the rest again",
+        )
+    };
+    let cut = |e: axum::Error| ApiError::bad_request("upload-cut-off", format!("the upload broke off: {e}"));
+    let first = match tokio::time::timeout(rate.idle, stream.next()).await {
+        Err(_) => return Err(slow()),
+        Ok(None) => return Ok(None),
+        Ok(Some(piece)) => piece.map_err(cut)?,
+    };
+    let mut size = first.len();
+    let mut pieces = vec![first];
+    while size < PIECE {
+        match stream.next().now_or_never() {
+            Some(Some(Ok(piece))) => {
+                size += piece.len();
+                pieces.push(piece);
+            }
+            Some(Some(Err(e))) => return Err(cut(e)),
+            // the end shows again at the next call
+            Some(None) | None => break,
+        }
+    }
+    if rate.count(size) { Ok(Some(pieces)) } else { Err(slow()) }
+}

@@ -1,0 +1,194 @@
+//! Stage 1: parse the announcement. What comes out has the right form and bounded size; nobody's signature is checked yet.
+
+use std::collections::{BTreeSet, HashSet};
+
+use pushgate_formats::{
+    Sha256, StorePath, api,
+    content_address::ContentAddress,
+    dsse::{self, DsseError, Envelope},
+    keys::Signature,
+};
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AnnounceError {
+    #[error("the announcement is not what the protocol describes: {0}")]
+    Malformed(String),
+    #[error("the announcement has {found} {what}; {most} are allowed, split the push")]
+    TooLarge { what: &'static str, found: usize, most: usize },
+    #[error("`{0}` is announced twice")]
+    Duplicate(StorePath),
+    #[error(transparent)]
+    Envelope(DsseError),
+}
+
+impl AnnounceError {
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "announcement-malformed",
+            Self::TooLarge { .. } => "announcement-too-large",
+            Self::Duplicate(_) => "announcement-duplicate-path",
+            Self::Envelope(DsseError::Unsigned) => "signature-missing",
+            Self::Envelope(_) => "announcement-malformed",
+        }
+    }
+}
+
+/// One claim, parsed: "store path P has NAR hash H, NAR size S, references R", and where to look for its proof.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    pub path: StorePath,
+    pub nar_hash: Sha256,
+    /// Bytes.
+    pub nar_size: u64,
+    pub references: BTreeSet<StorePath>,
+    /// A hint only.
+    pub deriver: Option<StorePath>,
+    /// A hint only.
+    pub ca: Option<ContentAddress>,
+    pub signature: Signature,
+}
+
+/// A well-formed announcement. Proof of stage 1: only [`Announcement::parse`] makes it.
+#[derive(Debug)]
+pub struct Announcement {
+    digest: Sha256,
+    raw: Vec<u8>,
+    envelope: Envelope,
+    payload: Vec<u8>,
+    audience: api::Audience,
+    nonce: String,
+    issued: u64,
+    expires: u64,
+    claims: Vec<Claim>,
+    derivations: Vec<StorePath>,
+    realisations: Vec<api::AnnouncedRealisation>,
+}
+
+impl Announcement {
+    /// Parses the JSON of a DSSE envelope. Blocks for as long as the parsing takes; the input's size is bounded by
+    /// [`api::MAX_ANNOUNCEMENT`].
+    pub fn parse(raw: Vec<u8>) -> Result<Self, AnnounceError> {
+        too_large("bytes", raw.len(), api::MAX_ANNOUNCEMENT)?;
+        let envelope: Envelope = serde_json::from_slice(&raw).map_err(malformed)?;
+        let payload = envelope.unverified_payload(dsse::ANNOUNCEMENT).map_err(AnnounceError::Envelope)?;
+        envelope.only_signature().map_err(AnnounceError::Envelope)?;
+        let body: api::Announcement = serde_json::from_slice(&payload).map_err(malformed)?;
+        if body.version != 1 {
+            return Err(AnnounceError::Malformed(format!("version `{}` is not known", body.version)));
+        }
+        if !(16..=64).contains(&body.nonce.len()) || !body.nonce.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(AnnounceError::Malformed("the nonce is not 16 to 64 hexadecimal digits".into()));
+        }
+        if body.paths.is_empty() {
+            return Err(AnnounceError::Malformed("no paths".into()));
+        }
+        too_large("paths", body.paths.len(), api::MAX_PATHS)?;
+        too_large("derivations", body.derivations.len(), api::MAX_DERIVATIONS)?;
+        too_large("realisations", body.realisations.len(), api::MAX_PATHS)?;
+        if let Some(path) = body.derivations.iter().find(|d| !d.is_derivation()) {
+            return Err(AnnounceError::Malformed(format!("`{path}` is listed among the derivations")));
+        }
+        // two names behind one hash would share a narinfo, so the hash part alone must differ
+        let mut seen = HashSet::with_capacity(body.paths.len());
+        let mut claims = Vec::with_capacity(body.paths.len());
+        for announced in body.paths {
+            if !seen.insert(announced.path.hash_part().to_owned()) {
+                return Err(AnnounceError::Duplicate(announced.path));
+            }
+            claims.push(claim(announced)?);
+        }
+        Ok(Self {
+            digest: Sha256::of(&raw),
+            raw,
+            envelope,
+            payload,
+            audience: body.audience,
+            nonce: body.nonce.to_ascii_lowercase(),
+            issued: body.issued,
+            expires: body.expires,
+            claims,
+            derivations: body.derivations,
+            realisations: body.realisations,
+        })
+    }
+
+    /// sha256 of the envelope as sent: the same envelope is the same push.
+    pub const fn digest(&self) -> Sha256 {
+        self.digest
+    }
+    pub fn raw(&self) -> &[u8] {
+        &self.raw
+    }
+    pub const fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+    pub const fn audience(&self) -> &api::Audience {
+        &self.audience
+    }
+    pub fn nonce(&self) -> &str {
+        &self.nonce
+    }
+    pub const fn issued(&self) -> u64 {
+        self.issued
+    }
+    pub const fn expires(&self) -> u64 {
+        self.expires
+    }
+    pub fn claims(&self) -> &[Claim] {
+        &self.claims
+    }
+    pub fn derivations(&self) -> &[StorePath] {
+        &self.derivations
+    }
+    pub fn realisations(&self) -> &[api::AnnouncedRealisation] {
+        &self.realisations
+    }
+}
+
+fn malformed(error: serde_json::Error) -> AnnounceError {
+    // serde's message may quote a hostile value at any length
+    let mut text = error.to_string();
+    if text.len() > 300 {
+        text = text.chars().take(300).chain(['…']).collect();
+    }
+    AnnounceError::Malformed(text.escape_debug().to_string())
+}
+
+const fn too_large(what: &'static str, found: usize, most: usize) -> Result<(), AnnounceError> {
+    if found > most { Err(AnnounceError::TooLarge { what, found, most }) } else { Ok(()) }
+}
+
+fn claim(announced: api::AnnouncedPath) -> Result<Claim, AnnounceError> {
+    let path = announced.path;
+    too_large("references of one path", announced.references.len(), api::MAX_REFERENCES)?;
+    if !announced.references.is_sorted_by(|a, b| a < b) {
+        return Err(AnnounceError::Malformed(format!(
+            "the references of `{path}` are not sorted, or one stands there twice"
+        )));
+    }
+    if announced.nar_size == 0 {
+        return Err(AnnounceError::Malformed(format!("the NAR size of `{path}` is 0")));
+    }
+    if let Some(deriver) = announced.deriver.as_ref().filter(|d| !d.is_derivation()) {
+        return Err(AnnounceError::Malformed(format!("the deriver `{deriver}` of `{path}` is no .drv")));
+    }
+    let ca = match &announced.ca {
+        None => None,
+        Some(text) => Some(
+            ContentAddress::parse(text)
+                .map_err(|e| AnnounceError::Malformed(format!("the content address of `{path}`: {e}")))?,
+        ),
+    };
+    Ok(Claim {
+        nar_hash: announced.nar_hash,
+        nar_size: announced.nar_size,
+        references: announced.references.into_iter().collect(),
+        deriver: announced.deriver,
+        ca,
+        signature: announced.signature,
+        path,
+    })
+}

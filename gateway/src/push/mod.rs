@@ -1,0 +1,360 @@
+//! The life of a push, a module a stage: announce (1), signature (2), intake (3), quarantine and references (4),
+//! provenance (5), decide (6), closure, publish (8). `session` holds a push while it is under way, `judge` takes its
+//! claims through stages 5 to 8, `upload` streams bytes into stages 3 and 4, `recover` starts where a crash left off.
+
+pub mod announce;
+pub mod closure;
+pub mod decide;
+pub mod decompress;
+pub mod derivations;
+pub mod intake;
+pub mod judge;
+pub mod provenance;
+pub mod publish;
+pub mod quarantine;
+pub mod recover;
+pub mod references;
+pub mod session;
+pub mod signature;
+pub mod upload;
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use pushgate_formats::{
+    Sha256, StorePath,
+    api::{PathState, PathStatus},
+};
+use pushgate_policies::Closure;
+
+use crate::{
+    app::App,
+    caches::Cache,
+    db::{NewClaim, PushAdded, PushRow, RealisationRow},
+    error::ApiError,
+};
+use announce::Announcement;
+use quarantine::ScanSet;
+use session::{ClaimState, Session, SessionError};
+
+/// Takes an announcement through stages 1 and 2 and finds out what it needs. The same announcement again gives the same
+/// push.
+pub async fn announce(app: &Arc<App>, cache: &Arc<Cache>, raw: Vec<u8>) -> Result<Arc<Session>, ApiError> {
+    let announcement = {
+        // parsing costs several times the body's size in memory: a few at once
+        let _permit = app.announcing.acquire().await;
+        tokio::task::spawn_blocking(move || Announcement::parse(raw))
+            .await
+            .map_err(|e| ApiError::unavailable(&e))??
+    };
+    let now = app.clock.now();
+    let db = app.db.as_ref();
+    // the same envelope again, also after its time: the push that it made
+    if let Some(known) = db.push_by_digest(&announcement.digest()).await?
+        && known.cache == cache.name
+    {
+        let key = db.key(&known.key.bytes()).await?;
+        if let Some(key) = key {
+            signature::may_push(&key, &cache.name, now)?;
+        }
+        if announcement.expires() > now {
+            return existing(app, &known.id).await;
+        }
+    }
+    let (key, signed) = signature::check(db, &app.gateway_id, &cache.name, now, &announcement).await?;
+    let policy = cache.policy();
+    let (states, conflicts, notices) = first_states(app, cache, &signed).await?;
+    let push = PushRow {
+        id: crate::random::hex(12),
+        digest: announcement.digest(),
+        identity: key.identity,
+        key: key.key.clone(),
+        cache: cache.name.clone(),
+        nonce: announcement.nonce().to_owned(),
+        envelope: announcement.raw().to_vec(),
+        created: now,
+        expires: now + policy.limits.quarantine_ttl,
+    };
+    let claims: Vec<NewClaim> = signed
+        .iter()
+        .zip(&states)
+        .map(|(s, state)| NewClaim { path: s.path().clone(), nar_hash: s.nar_hash(), state: state.state })
+        .collect();
+    // a realisation says which path an output came to: only rebuilds, submitters or approvals can back that
+    let realisations: Vec<RealisationRow> = announcement
+        .realisations()
+        .iter()
+        .map(|r| RealisationRow {
+            id: r.id.clone(),
+            path: r.out_path.clone(),
+            state: PathState::Held,
+            code: "realisation-unproven".to_owned(),
+        })
+        .collect();
+    let ids = match db.add_push(&push, &claims, &realisations).await? {
+        PushAdded::Added(ids) => ids,
+        PushAdded::Known => {
+            let known = db.push_by_digest(&announcement.digest()).await?;
+            return existing(app, &known.map(|p| p.id).unwrap_or_default()).await;
+        }
+        PushAdded::NonceUsed => {
+            return Err(ApiError::new(
+                http::StatusCode::CONFLICT,
+                "nonce-reused",
+                format!(
+                    "the nonce `{}` was used for another announcement by `{}`",
+                    push.nonce,
+                    key.key.name()
+                ),
+            ));
+        }
+    };
+    let derivations = announcement.derivations().to_vec();
+    let session = Session::new(&push, cache.clone(), signed, derivations, ids, states);
+    session.progress().notices = notices;
+    record_first_states(app, &session, conflicts).await?;
+    let session = Arc::new(session);
+    let wanted = session.status().wanted;
+    for nar in quarantine::load(db, push.identity, &wanted).await?.values() {
+        session.arrived(nar);
+    }
+    refresh_derivations(app, &session).await?;
+    app.sessions.insert(session.clone());
+    if session.progress().claims.iter().any(|c| c.state == PathState::Checking) {
+        // the cache keeps the receiver alive
+        let _ = cache.judge.send(session.id.clone());
+    }
+    tracing::info!(
+        push = session.id,
+        cache = cache.name,
+        submitter = key.identity_name,
+        paths = session.signed.len(),
+        wanted = session.status().wanted.len(),
+        "announced"
+    );
+    Ok(session)
+}
+
+async fn existing(app: &Arc<App>, id: &str) -> Result<Arc<Session>, ApiError> {
+    app.sessions.get(app, id).await?.ok_or_else(|| ApiError::not_found("push", id))
+}
+
+type FirstStates = (Vec<ClaimState>, Vec<usize>, Vec<String>);
+
+/// What each claim is before any of its bytes came: published already, at an upstream, in conflict, too large, or wanted.
+async fn first_states(
+    app: &App,
+    cache: &Cache,
+    signed: &[signature::SignatureValid],
+) -> Result<FirstStates, ApiError> {
+    let policy = cache.policy();
+    let db = app.db.as_ref();
+    let parts: Vec<&str> = signed.iter().map(|s| s.path().hash_part()).collect();
+    let published = db.published(&cache.name, &parts).await?;
+    let inside: BTreeSet<&StorePath> = signed.iter().map(|s| s.path()).collect();
+    let mut ask: BTreeSet<StorePath> = BTreeSet::new();
+    for s in signed.iter().filter(|s| !published.contains_key(s.path().hash_part())) {
+        ask.insert(s.path().clone());
+        ask.extend(s.claim().references.iter().filter(|r| !inside.contains(*r)).cloned());
+    }
+    let answers = if policy.closure == Closure::Upstreams {
+        let ask: Vec<StorePath> = ask.into_iter().collect();
+        app.upstreams.ask(db, &policy.upstreams, &ask).await?
+    } else {
+        Default::default()
+    };
+    let mut conflicts = Vec::new();
+    let states = signed
+        .iter()
+        .enumerate()
+        .map(|(i, s)| {
+            let claim = s.claim();
+            match published.get(claim.path.hash_part()) {
+                Some(row) if row.path == claim.path && row.nar_hash == claim.nar_hash => {
+                    ClaimState::plain(PathState::Published)
+                }
+                Some(row) => {
+                    conflicts.push(i);
+                    judge::conflicts_with_published(claim, &row.path, &row.nar_hash)
+                }
+                None if answers.found.contains_key(&claim.path) => ClaimState::plain(PathState::Upstream),
+                None if claim.nar_size > policy.limits.nar_size => ClaimState::with(
+                    PathState::Rejected,
+                    "nar-too-large",
+                    format!(
+                        "the NAR of `{}` has {} bytes; the policy of `{}` allows {}",
+                        claim.path, claim.nar_size, policy.cache, policy.limits.nar_size
+                    ),
+                    vec![],
+                ),
+                None => ClaimState::plain(PathState::Wanted),
+            }
+        })
+        .collect();
+    Ok((states, conflicts, answers.notices))
+}
+
+/// Stores reasons and conflicts of first states. A crash before leaves the states without their words; the next
+/// announcement of the same path finds the same conflict.
+async fn record_first_states(app: &App, session: &Session, conflicts: Vec<usize>) -> Result<(), ApiError> {
+    let claims: Vec<_> = {
+        let progress = session.progress();
+        let told = progress.claims.iter().enumerate().filter(|(_, c)| c.code.is_some());
+        told.map(|(i, c)| session.update(i, c, vec![])).collect()
+    };
+    if claims.is_empty() {
+        return Ok(());
+    }
+    let conflicts = conflicts
+        .into_iter()
+        .map(|i| (session.signed[i].path().clone(), session.signed[i].nar_hash(), session.ids[i]))
+        .collect();
+    let judged = crate::db::Judged {
+        cache: session.cache.name.clone(),
+        now: app.clock.now(),
+        publications: vec![],
+        claims,
+        conflicts,
+    };
+    app.db.commit(&judged).await?;
+    Ok(())
+}
+
+/// Works out which derivations are still wanted and what to scan NARs for.
+pub async fn refresh_derivations(app: &App, session: &Session) -> Result<(), SessionError> {
+    let db = app.db.as_ref();
+    let sent = if session.derivations.is_empty() {
+        Default::default()
+    } else {
+        db.derivations_sent(session.identity, &session.derivations).await?
+    };
+    let wanted: Vec<StorePath> = session.derivations.iter().filter(|d| !sent.contains(*d)).cloned().collect();
+    let here: Vec<StorePath> = session.derivations.iter().filter(|d| sent.contains(*d)).cloned().collect();
+    let resolved = app.derivations.resolve(db, &here).await?;
+    let mut members = derivations::outputs_and_sources(&resolved.known);
+    for signed in &session.signed {
+        members.insert(signed.path().clone());
+        members.extend(signed.claim().references.iter().cloned());
+    }
+    let set = Arc::new(ScanSet::new(members));
+    let mut progress = session.progress();
+    progress.scan = Some(set);
+    progress.wanted_derivations = wanted;
+    Ok(())
+}
+
+/// Takes derivation texts for a push.
+pub async fn take_derivations(
+    app: &Arc<App>,
+    session: &Arc<Session>,
+    sent: Vec<(StorePath, Vec<u8>)>,
+) -> Result<derivations::Taken, ApiError> {
+    let announced: BTreeSet<&StorePath> = session.derivations.iter().collect();
+    if let Some((path, _)) = sent.iter().find(|(path, _)| !announced.contains(path)) {
+        let mut error = ApiError::bad_request(
+            "derivation-not-announced",
+            format!("the derivation `{path}` is not among those that the push announced"),
+        );
+        error.path = Some(path.absolute());
+        return Err(error);
+    }
+    let taken = app.derivations.take(app.db.as_ref(), session.identity, &session.derivations, sent).await?;
+    refresh_derivations(app, session).await?;
+    reject_for(app, session, &taken.refused).await?;
+    // the cache keeps the receiver alive
+    let _ = session.cache.judge.send(session.id.clone());
+    Ok(taken)
+}
+
+/// A derivation that is bad itself ends the claims that rest on it alone.
+async fn reject_for(
+    app: &App,
+    session: &Session,
+    refused: &[(StorePath, pushgate_formats::derivation::DerivationError)],
+) -> Result<(), ApiError> {
+    let claims = end_claims(session, refused);
+    if claims.is_empty() {
+        return Ok(());
+    }
+    let judged = crate::db::Judged {
+        cache: session.cache.name.clone(),
+        now: app.clock.now(),
+        claims,
+        ..Default::default()
+    };
+    app.db.commit(&judged).await?;
+    session.notify();
+    app.sweep.notify_one();
+    Ok(())
+}
+
+fn end_claims(
+    session: &Session,
+    refused: &[(StorePath, pushgate_formats::derivation::DerivationError)],
+) -> Vec<crate::db::ClaimUpdate> {
+    let mut claims = Vec::new();
+    let mut progress = session.progress();
+    for (i, signed) in session.signed.iter().enumerate() {
+        let claim = signed.claim();
+        let bad = refused.iter().find(|(path, _)| claim.deriver.as_ref() == Some(path));
+        let open =
+            matches!(progress.claims[i].state, PathState::Wanted | PathState::Checking | PathState::Held);
+        if let Some((path, error)) = bad.filter(|_| open && claim.ca.is_none()) {
+            let message = format!("the deriver `{path}` of `{}` is refused: {error}", claim.path);
+            let state = ClaimState::with(PathState::Rejected, error.code(), message, vec![]);
+            claims.push(session.update(i, &state, vec![]));
+            progress.claims[i] = state;
+            progress.nars[i] = None;
+        }
+    }
+    claims
+}
+
+/// What became of one path, for a submitter: published, or the latest of his own claims.
+pub async fn path_status(
+    app: &App,
+    cache: &Cache,
+    identity: i64,
+    path: &StorePath,
+) -> Result<Option<PathStatus>, ApiError> {
+    let published = app.db.published(&cache.name, &[path.hash_part()]).await?;
+    if published.values().any(|row| row.path == *path) {
+        return Ok(Some(PathStatus {
+            path: path.clone(),
+            state: PathState::Published,
+            code: None,
+            message: None,
+            waits_for: vec![],
+        }));
+    }
+    let claims = app.db.claims_of_path(&cache.name, path).await?;
+    Ok(claims.into_iter().find(|c| c.identity == identity).map(|claim| PathStatus {
+        path: claim.path,
+        state: claim.state,
+        code: claim.code,
+        message: claim.message,
+        waits_for: if claim.state == PathState::Wanted { vec!["bytes".into()] } else { claim.waits },
+    }))
+}
+
+/// Which of these paths neither the cache nor, as far as is remembered, an upstream has.
+pub async fn missing(
+    app: &App,
+    cache: &Cache,
+    asked: &[pushgate_formats::api::MissingPath],
+) -> Result<pushgate_formats::api::Missing, ApiError> {
+    let policy = cache.policy();
+    let parts: Vec<&str> = asked.iter().map(|p| p.path.hash_part()).collect();
+    let published = app.db.published(&cache.name, &parts).await?;
+    let is_published = |path: &StorePath, nar_hash: &Sha256| {
+        published.get(path.hash_part()).is_some_and(|row| row.path == *path && row.nar_hash == *nar_hash)
+    };
+    let mut open: Vec<StorePath> =
+        asked.iter().filter(|p| !is_published(&p.path, &p.nar_hash)).map(|p| p.path.clone()).collect();
+    let mut upstream = Vec::new();
+    if policy.closure == Closure::Upstreams && !open.is_empty() {
+        let known = app.upstreams.remembered(app.db.as_ref(), &policy.upstreams, &open).await?;
+        (upstream, open) =
+            open.into_iter().partition(|p| known.contains_key(p) && !published.contains_key(p.hash_part()));
+    }
+    Ok(pushgate_formats::api::Missing { missing: open, upstream })
+}

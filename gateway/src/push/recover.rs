@@ -1,0 +1,106 @@
+//! After a start: finishes what a crash left half done, with the code of the hot path. Nothing here trusts a status
+//! column: narinfos are written from committed rows, claims are judged from their evidence.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use super::{
+    judge::{JudgeError, reveal},
+    publish::Published,
+};
+use crate::{app::App, caches::Cache};
+
+/// How often what is open is looked at again, without anything having arrived.
+const TICK: Duration = Duration::from_secs(30);
+
+/// Removes half-written blobs, and packs that no row names. Before any upload is taken.
+pub async fn clean(app: &Arc<App>) -> Result<(), JudgeError> {
+    let named = app.db.packs().await?;
+    let blobs = app.blobs.clone();
+    let removed = tokio::task::spawn_blocking(move || -> std::io::Result<usize> {
+        blobs.clean()?;
+        let known: HashSet<String> = named;
+        let orphans: Vec<String> = blobs.packs()?.into_iter().filter(|p| !known.contains(p)).collect();
+        blobs.remove_packs(&orphans)?;
+        Ok(orphans.len())
+    })
+    .await??;
+    if removed > 0 {
+        tracing::info!(packs = removed, "removed uploads that a stop had cut off");
+    }
+    Ok(())
+}
+
+/// Makes visible what is committed, before the first request is answered.
+pub async fn finish_publications(app: &Arc<App>, cache: &Arc<Cache>) -> Result<(), JudgeError> {
+    let unseen: Vec<Published> =
+        app.db.unseen(&cache.name).await?.into_iter().map(Published::committed).collect();
+    if !unseen.is_empty() {
+        tracing::info!(
+            cache = cache.name,
+            paths = unseen.len(),
+            "finishing publications that a stop had cut off"
+        );
+    }
+    reveal(app, cache, unseen).await
+}
+
+/// Reports every push that isn't over to the judges.
+pub async fn judge_open(app: &Arc<App>) -> Result<(), JudgeError> {
+    for (cache, push) in app.db.open_pushes().await? {
+        if let Ok(Some(cache)) = app.caches.get(app.db.as_ref(), &cache).await {
+            // the cache keeps the receiver alive
+            let _ = cache.judge.send(push);
+        }
+    }
+    Ok(())
+}
+
+/// Sweeps and looks again, as long as the gateway runs.
+pub async fn tend(app: Arc<App>) {
+    let mut stopping = app.stopping.subscribe();
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    tick.tick().await;
+    loop {
+        let regular = tokio::select! {
+            _ = tick.tick() => true,
+            () = app.sweep.notified() => {
+                // a burst of publications needs one sweep
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                false
+            }
+            () = stopped(&mut stopping) => return,
+        };
+        if let Err(e) = sweep(&app).await {
+            tracing::warn!(error = &e as &dyn std::error::Error, "sweeping failed");
+        }
+        if regular {
+            app.caches.reload_policies();
+            if let Err(e) = judge_open(&app).await {
+                tracing::warn!(error = &e as &dyn std::error::Error, "looking at open pushes failed");
+            }
+        }
+    }
+}
+
+/// Resolves once the gateway stops.
+pub async fn stopped(stopping: &mut tokio::sync::watch::Receiver<bool>) {
+    // an error means that the sender is gone, and with it the gateway
+    let _ = stopping.wait_for(|s| *s).await;
+}
+
+/// Ends what ran out and frees what nothing needs. A crash between rows and packs leaves packs that the next start removes.
+pub async fn sweep(app: &Arc<App>) -> Result<(), JudgeError> {
+    let swept = app.db.sweep(app.clock.now()).await?;
+    for push in &swept.pushes {
+        app.sessions.forget(push);
+    }
+    if swept.expired_claims > 0 {
+        tracing::info!(claims = swept.expired_claims, "claims ran out");
+    }
+    if !swept.packs.is_empty() {
+        let blobs = app.blobs.clone();
+        tokio::task::spawn_blocking(move || blobs.remove_packs(&swept.packs)).await??;
+    }
+    Ok(())
+}

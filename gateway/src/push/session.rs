@@ -1,0 +1,403 @@
+//! A push while it is under way: its claims with the proofs made so far. Rebuilt from stored evidence — the signed
+//! envelope, the examined NARs — after a restart or when it was dropped from memory.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use pushgate_formats::{
+    Sha256, StorePath,
+    api::{PathState, PathStatus, PushStatus},
+    keys::PublicKey,
+};
+use tokio::sync::watch;
+
+use super::{
+    announce::{AnnounceError, Announcement},
+    intake::{DigestWanted, NarIntact, Plan},
+    quarantine::{self, Quarantined, ScanSet},
+    signature::{self, SignatureError, SignatureValid},
+};
+use crate::{
+    app::App,
+    caches::Cache,
+    db::{ClaimRow, ClaimUpdate, DbError, PushRow},
+};
+
+/// Sessions kept in memory beside those in use.
+const KEPT: usize = 256;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// What the database holds as evidence doesn't pass the checks that it passed once.
+    #[error("the stored announcement of push `{push}` is not valid evidence: {why}")]
+    Evidence { push: String, why: String },
+    #[error("the cache `{0}` of a stored push is not configured")]
+    Cache(String),
+}
+
+/// What a claim has come to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimState {
+    pub state: PathState,
+    pub code: Option<String>,
+    pub message: Option<String>,
+    pub waits: Vec<String>,
+}
+
+impl ClaimState {
+    pub const fn plain(state: PathState) -> Self {
+        Self { state, code: None, message: None, waits: Vec::new() }
+    }
+
+    pub fn with(state: PathState, code: &str, message: String, waits: Vec<String>) -> Self {
+        Self { state, code: Some(code.to_owned()), message: Some(message), waits }
+    }
+}
+
+/// The part that changes.
+pub struct Progress {
+    pub claims: Vec<ClaimState>,
+    pub nars: Vec<Option<NarIntact>>,
+    pub scan: Option<Arc<ScanSet>>,
+    /// Announced derivations that this submitter hasn't sent.
+    pub wanted_derivations: Vec<StorePath>,
+    pub notices: Vec<String>,
+}
+
+/// A push under way.
+pub struct Session {
+    pub id: String,
+    pub cache: Arc<Cache>,
+    pub identity: i64,
+    pub key: PublicKey,
+    /// Seconds since 1970, UTC.
+    pub expires: u64,
+    /// In the order of the announcement, as are all other lists by claim.
+    pub signed: Vec<SignatureValid>,
+    /// The claims' rows.
+    pub ids: Vec<i64>,
+    /// The claims so that each comes after those that it refers to.
+    pub order: Vec<usize>,
+    pub by_path: HashMap<StorePath, usize>,
+    pub by_nar: HashMap<Sha256, Vec<usize>>,
+    /// Announced derivations.
+    pub derivations: Vec<StorePath>,
+    progress: Mutex<Progress>,
+    changed: watch::Sender<u64>,
+}
+
+impl Session {
+    /// Puts a session together. `states` are those of the claims' rows.
+    pub fn new(
+        push: &PushRow,
+        cache: Arc<Cache>,
+        signed: Vec<SignatureValid>,
+        derivations: Vec<StorePath>,
+        ids: Vec<i64>,
+        claims: Vec<ClaimState>,
+    ) -> Self {
+        let by_path: HashMap<StorePath, usize> =
+            signed.iter().enumerate().map(|(i, s)| (s.path().clone(), i)).collect();
+        let mut by_nar: HashMap<Sha256, Vec<usize>> = HashMap::new();
+        for (i, s) in signed.iter().enumerate() {
+            by_nar.entry(s.nar_hash()).or_default().push(i);
+        }
+        let order = references_first(&signed, &by_path);
+        let nars = vec![None; signed.len()];
+        Self {
+            id: push.id.clone(),
+            cache,
+            identity: push.identity,
+            key: push.key.clone(),
+            expires: push.expires,
+            signed,
+            ids,
+            order,
+            by_path,
+            by_nar,
+            derivations,
+            progress: Mutex::new(Progress {
+                claims,
+                nars,
+                scan: None,
+                wanted_derivations: Vec::new(),
+                notices: Vec::new(),
+            }),
+            changed: watch::channel(0).0,
+        }
+    }
+
+    /// Locks the changing part. Never held across an await.
+    pub fn progress(&self) -> MutexGuard<'_, Progress> {
+        // every change under the lock is an assignment of whole values
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells those who wait that something changed.
+    pub fn notify(&self) {
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Whether a NAR is one that this push wants now.
+    pub fn wants(&self, nar: &Sha256) -> bool {
+        let progress = self.progress();
+        self.by_nar
+            .get(nar)
+            .is_some_and(|claims| claims.iter().any(|i| progress.claims[*i].state == PathState::Wanted))
+    }
+
+    /// What to look for in a NAR's bytes, for all claims of it.
+    pub fn plan(&self, nar: &Sha256) -> Plan {
+        let claims = self.by_nar.get(nar).map(Vec::as_slice).unwrap_or_default();
+        let mut plan = Plan { scan: self.progress().scan.clone(), ..Plan::default() };
+        for claim in claims.iter().map(|i| self.signed[*i].claim()) {
+            plan.limit = plan.limit.max(claim.nar_size);
+            plan.capture |= claim.path.is_derivation();
+            let own = claim.references.contains(&claim.path);
+            let wanted = claim.ca.as_ref().and_then(|ca| DigestWanted::for_address(&claim.path, ca, own));
+            // each digest costs a pass: the few that matter now, others when they are asked for
+            if plan.digests.len() < 4 {
+                plan.digests.extend(wanted);
+            }
+        }
+        plan
+    }
+
+    /// Takes a NAR that is in quarantine now: its claims have their bytes, or lied about them.
+    pub fn arrived(&self, nar: &Arc<Quarantined>) {
+        let mut progress = self.progress();
+        for i in self.by_nar.get(&nar.examined.nar_hash).into_iter().flatten() {
+            if progress.claims[*i].state != PathState::Wanted {
+                continue;
+            }
+            match NarIntact::check(&self.signed[*i], nar) {
+                Ok(intact) => {
+                    progress.nars[*i] = Some(intact);
+                    progress.claims[*i] = ClaimState::plain(PathState::Checking);
+                }
+                Err(e) => {
+                    let state = PathState::Rejected;
+                    progress.claims[*i] = ClaimState::with(state, e.code(), e.to_string(), vec![]);
+                }
+            }
+        }
+    }
+
+    /// The claims' states as rows.
+    pub fn update(&self, i: usize, state: &ClaimState, waits_on: Vec<StorePath>) -> ClaimUpdate {
+        ClaimUpdate {
+            id: self.ids[i],
+            state: state.state,
+            code: state.code.clone(),
+            message: state.message.clone(),
+            waits: state.waits.clone(),
+            waits_on,
+        }
+    }
+
+    /// Whether every path is settled, or with `terminal`, published or refused.
+    pub fn is_settled(&self, terminal: bool) -> bool {
+        self.progress().claims.iter().all(|c| {
+            if terminal { c.state.is_settled() && c.state != PathState::Held } else { c.state.is_settled() }
+        })
+    }
+
+    /// The answer to "what became of it?".
+    pub fn status(&self) -> PushStatus {
+        let progress = self.progress();
+        let paths = self
+            .signed
+            .iter()
+            .zip(&progress.claims)
+            .map(|(signed, claim)| PathStatus {
+                path: signed.path().clone(),
+                state: claim.state,
+                code: claim.code.clone(),
+                message: claim.message.clone(),
+                waits_for: match claim.state {
+                    PathState::Wanted => vec!["bytes".to_owned()],
+                    _ => claim.waits.clone(),
+                },
+            })
+            .collect();
+        let wanted: BTreeSet<Sha256> = (self.signed.iter().zip(&progress.claims))
+            .filter(|(_, c)| c.state == PathState::Wanted)
+            .map(|(s, _)| s.nar_hash())
+            .collect();
+        PushStatus {
+            push: self.id.clone(),
+            cache: self.cache.name.clone(),
+            expires: self.expires,
+            paths,
+            wanted: wanted.into_iter().collect(),
+            wanted_derivations: progress.wanted_derivations.clone(),
+            notices: progress.notices.clone(),
+        }
+    }
+}
+
+/// Claims in an order in which each comes after those that it refers to. Cycles can't be published anyway; they are
+/// broken anywhere.
+fn references_first(signed: &[SignatureValid], by_path: &HashMap<StorePath, usize>) -> Vec<usize> {
+    let inside = |i: usize| -> Vec<usize> {
+        signed[i]
+            .claim()
+            .references
+            .iter()
+            .filter_map(|r| by_path.get(r).copied())
+            .filter(|j| *j != i)
+            .collect()
+    };
+    let mut order = Vec::with_capacity(signed.len());
+    let mut seen = vec![false; signed.len()];
+    for root in 0..signed.len() {
+        if std::mem::replace(&mut seen[root], true) {
+            continue;
+        }
+        let mut stack = vec![(root, inside(root))];
+        while let Some((i, left)) = stack.last_mut() {
+            match left.pop() {
+                Some(next) if !std::mem::replace(&mut seen[next], true) => stack.push((next, inside(next))),
+                Some(_) => {}
+                None => {
+                    order.push(*i);
+                    stack.pop();
+                }
+            }
+        }
+    }
+    order
+}
+
+/// The sessions in memory: one for each push, however many ask for it.
+pub struct Sessions {
+    live: Mutex<HashMap<String, Weak<Session>>>,
+    kept: quick_cache::sync::Cache<String, Arc<Session>>,
+    loading: tokio::sync::Mutex<()>,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            live: Mutex::default(),
+            kept: quick_cache::sync::Cache::new(KEPT),
+            loading: tokio::sync::Mutex::new(()),
+        }
+    }
+}
+
+impl Sessions {
+    fn peek(&self, id: &str) -> Option<Arc<Session>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner).get(id).and_then(Weak::upgrade)
+    }
+
+    /// Takes up a new session.
+    pub fn insert(&self, session: Arc<Session>) {
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        if live.len() > 4 * KEPT {
+            live.retain(|_, s| s.strong_count() > 0);
+        }
+        live.insert(session.id.clone(), Arc::downgrade(&session));
+        self.kept.insert(session.id.clone(), session);
+    }
+
+    /// The session of a push, rebuilt from evidence where it isn't in memory.
+    pub async fn get(&self, app: &App, id: &str) -> Result<Option<Arc<Session>>, SessionError> {
+        if let Some(session) = self.peek(id) {
+            self.kept.insert(session.id.clone(), session.clone());
+            return Ok(Some(session));
+        }
+        let _one_at_a_time = self.loading.lock().await;
+        if let Some(session) = self.peek(id) {
+            return Ok(Some(session));
+        }
+        let Some(push) = app.db.push(id).await? else { return Ok(None) };
+        let session = Arc::new(load(app, push).await?);
+        self.insert(session.clone());
+        Ok(Some(session))
+    }
+
+    /// Forgets a push whose rows were changed behind its back.
+    pub fn forget(&self, id: &str) {
+        self.kept.remove(id);
+        self.live.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+}
+
+/// Makes a session's proofs again from the stored envelope and the examined NARs.
+async fn load(app: &App, push: PushRow) -> Result<Session, SessionError> {
+    let evidence = |why: String| SessionError::Evidence { push: push.id.clone(), why };
+    let raw = push.envelope.clone();
+    let key = push.key.clone();
+    let checked = tokio::task::spawn_blocking(move || {
+        let announcement = Announcement::parse(raw).map_err(|e: AnnounceError| e.to_string())?;
+        let signed = signature::verify(&announcement, &key).map_err(|e: SignatureError| e.to_string())?;
+        Ok::<_, String>((signed, announcement.derivations().to_vec()))
+    })
+    .await
+    .map_err(|e| evidence(e.to_string()))?;
+    let (signed, derivations) = checked.map_err(evidence)?;
+    let rows: HashMap<StorePath, ClaimRow> =
+        app.db.claims(&push.id).await?.into_iter().map(|row| (row.path.clone(), row)).collect();
+    let (mut ids, mut states) = (Vec::new(), Vec::new());
+    for proof in &signed {
+        let row = rows
+            .get(proof.path())
+            .ok_or_else(|| evidence(format!("it has no row for `{}`", proof.path())))?;
+        ids.push(row.id);
+        let mut state = ClaimState {
+            state: row.state,
+            code: row.code.clone(),
+            message: row.message.clone(),
+            waits: row.waits.clone(),
+        };
+        // whether bytes are here is asked of the quarantine, not of the row
+        if matches!(row.state, PathState::Checking | PathState::Held) {
+            state.state = PathState::Wanted;
+        }
+        states.push(state);
+    }
+    let cache = app
+        .caches
+        .get(app.db.as_ref(), &push.cache)
+        .await
+        .ok()
+        .flatten()
+        .ok_or_else(|| SessionError::Cache(push.cache.clone()))?;
+    let session = Session::new(&push, cache, signed, derivations, ids, states);
+    let open: Vec<Sha256> = session.status().wanted;
+    let nars = quarantine::load(app.db.as_ref(), push.identity, &open).await?;
+    for nar in nars.values() {
+        session.arrived(nar);
+    }
+    restore_held(&session, &rows);
+    super::refresh_derivations(app, &session).await?;
+    Ok(session)
+}
+
+/// What was held stays so, with its reason, until it is judged again.
+fn restore_held(session: &Session, rows: &HashMap<StorePath, ClaimRow>) {
+    let mut progress = session.progress();
+    for (i, proof) in session.signed.iter().enumerate() {
+        let Some(row) = rows.get(proof.path()) else { continue };
+        // a conflict with what is published is held without bytes; any other claim without bytes wants them
+        let without_bytes = row.code.as_deref() == Some("conflicts-with-published");
+        let here = progress.nars[i].is_some();
+        if row.state == PathState::Held && (here || without_bytes) {
+            progress.claims[i] = ClaimState {
+                state: row.state,
+                code: row.code.clone(),
+                message: row.message.clone(),
+                waits: row.waits.clone(),
+            };
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Streams the body of an upload into stages 3 and 4: unframes records, examines and stores each NAR in one pass, off the
+//! async threads. One bad NAR doesn't touch the others; a connection that breaks loses only the NAR that was under way.
+
+use std::{io, sync::Arc};
+
+use pushgate_formats::{
+    Sha256,
+    api::{ErrorBody, NarResult, frame},
+};
+
+use super::{
+    intake::{Compression, Examiner, IntakeError},
+    quarantine::Quarantined,
+    session::Session,
+};
+use crate::{
+    app::App,
+    blobs::{Blobs, PackRange, PackWriter},
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// The body can't be unframed any further.
+    #[error("the upload is not framed as the protocol describes: {0}")]
+    Framing(String),
+    #[error("blob store")]
+    Io(#[from] io::Error),
+}
+
+/// A running upload: takes pieces of the body, blocking.
+pub struct Upload {
+    session: Arc<Session>,
+    blobs: Arc<dyn Blobs>,
+    budget: Budget,
+    pack: Option<Box<dyn PackWriter>>,
+    /// Header or length bytes that came so far.
+    partial: Vec<u8>,
+    record: Option<Record>,
+    /// Bytes of the current chunk still to come.
+    chunk: usize,
+    done: Vec<(PackRange, Compression, super::intake::Examined)>,
+    pub results: Vec<NarResult>,
+}
+
+/// A record under way.
+struct Record {
+    nar_hash: Sha256,
+    start: u64,
+    compression: Compression,
+    /// `None` once the record is refused: the rest of it is read and dropped.
+    examiner: Option<Box<Examiner>>,
+    refused: Option<ErrorBody>,
+}
+
+/// Compressed bytes that the submitter may still put into quarantine. Shared by all uploads of the submitter; taken
+/// before bytes are stored.
+#[derive(Clone)]
+pub struct Budget {
+    pub used: Arc<std::sync::atomic::AtomicU64>,
+    /// Bytes.
+    pub most: u64,
+}
+
+impl Budget {
+    fn take(&self, bytes: u64) -> bool {
+        use std::sync::atomic::Ordering::Relaxed;
+        let before = self.used.fetch_add(bytes, Relaxed);
+        if before + bytes > self.most {
+            self.used.fetch_sub(bytes, Relaxed);
+            return false;
+        }
+        true
+    }
+}
+
+impl Upload {
+    pub fn new(app: &App, session: Arc<Session>, budget: Budget) -> Self {
+        Self {
+            session,
+            blobs: app.blobs.clone(),
+            budget,
+            pack: None,
+            partial: Vec::new(),
+            record: None,
+            chunk: 0,
+            done: Vec::new(),
+            results: Vec::new(),
+        }
+    }
+
+    /// Takes the next bytes of the body.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), UploadError> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            if self.chunk > 0 {
+                let n = self.chunk.min(rest.len());
+                self.contents(&rest[..n])?;
+                self.chunk -= n;
+                rest = &rest[n..];
+                continue;
+            }
+            let want = if self.record.is_some() { 4 } else { frame::HEADER };
+            let n = (want - self.partial.len()).min(rest.len());
+            self.partial.extend_from_slice(&rest[..n]);
+            rest = &rest[n..];
+            if self.partial.len() < want {
+                return Ok(());
+            }
+            let head = std::mem::take(&mut self.partial);
+            if self.record.is_none() {
+                self.begin(&head)?;
+            } else {
+                // four bytes, as `want` says
+                match u32::from_le_bytes([head[0], head[1], head[2], head[3]]) {
+                    0 => self.end(None)?,
+                    frame::ABORT => self.end(Some("aborted by the sender"))?,
+                    n if n > frame::MAX_CHUNK => {
+                        return Err(UploadError::Framing(format!(
+                            "a chunk of {n} bytes; {} are allowed",
+                            frame::MAX_CHUNK
+                        )));
+                    }
+                    n => self.chunk = n as usize,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, head: &[u8]) -> Result<(), UploadError> {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(&head[..32]);
+        let nar_hash = Sha256(hash);
+        let compression = match head[32] {
+            frame::NONE => Compression::None,
+            frame::ZSTD => Compression::Zstd,
+            other => return Err(UploadError::Framing(format!("compression `{other}` is not known"))),
+        };
+        let refused = (!self.session.wants(&nar_hash)).then(|| ErrorBody {
+            code: "nar-not-wanted".to_owned(),
+            message: format!("no path of this push waits for the NAR `{nar_hash}`"),
+            path: None,
+        });
+        if self.pack.is_none() {
+            self.pack = Some(self.blobs.begin_pack()?);
+        }
+        let start = self.pack.as_ref().map_or(0, |p| p.position());
+        let examiner = match refused {
+            Some(_) => None,
+            None => Some(Box::new(Examiner::new(compression, self.session.plan(&nar_hash)))),
+        };
+        self.record = Some(Record { nar_hash, start, compression, examiner, refused });
+        Ok(())
+    }
+
+    fn contents(&mut self, bytes: &[u8]) -> Result<(), UploadError> {
+        let (Some(record), Some(pack)) = (&mut self.record, &mut self.pack) else { return Ok(()) };
+        let Some(examiner) = &mut record.examiner else { return Ok(()) };
+        let problem = if self.budget.take(bytes.len() as u64) {
+            examiner.feed(bytes).err().map(|e| body(&e, &record.nar_hash))
+        } else {
+            Some(ErrorBody {
+                code: "quota-exceeded".to_owned(),
+                message: format!(
+                    "the submitter's quarantine is full ({} bytes are allowed): wait for held paths to be decided, or ask the admin",
+                    self.budget.most
+                ),
+                path: None,
+            })
+        };
+        match problem {
+            None => pack.write(bytes)?,
+            Some(problem) => {
+                record.examiner = None;
+                record.refused = Some(problem);
+                pack.rollback(record.start)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, aborted: Option<&str>) -> Result<(), UploadError> {
+        let (Some(record), Some(pack)) = (self.record.take(), &mut self.pack) else { return Ok(()) };
+        let outcome = match (record.refused, record.examiner, aborted) {
+            (Some(refused), _, _) => Err(refused),
+            (None, _, Some(why)) => Err(ErrorBody {
+                code: "nar-aborted".to_owned(),
+                message: format!("the NAR `{}` was {why}", record.nar_hash),
+                path: None,
+            }),
+            (None, Some(examiner), None) => examiner.finish().map_err(|e| body(&e, &record.nar_hash)),
+            // an examiner is dropped only when a reason is set
+            (None, None, None) => return Ok(()),
+        };
+        let outcome = outcome.and_then(|examined| {
+            if examined.nar_hash == record.nar_hash {
+                Ok(examined)
+            } else {
+                let error = IntakeError::Hash { found: examined.nar_hash, claimed: record.nar_hash };
+                Err(body(&error, &record.nar_hash))
+            }
+        });
+        let error = match outcome {
+            Ok(examined) => {
+                let range = PackRange {
+                    pack: String::new(),
+                    start: record.start,
+                    length: pack.position() - record.start,
+                };
+                self.done.push((range, record.compression, examined));
+                None
+            }
+            Err(error) => {
+                pack.rollback(record.start)?;
+                Some(error)
+            }
+        };
+        self.results.push(NarResult { nar_hash: record.nar_hash, error });
+        Ok(())
+    }
+
+    /// Whether the body ended where a record ended.
+    pub fn is_complete(&self) -> bool {
+        self.record.is_none() && self.partial.is_empty()
+    }
+
+    /// Makes what came whole durable, dropping a record that didn't. Blocks. A crash before it loses the upload, which the
+    /// client repeats; one after it leaves a pack without rows, which is swept.
+    pub fn finish(mut self) -> io::Result<(Vec<Arc<Quarantined>>, Vec<NarResult>)> {
+        let Some(mut pack) = self.pack.take() else { return Ok((vec![], self.results)) };
+        if self.done.is_empty() {
+            return Ok((vec![], self.results));
+        }
+        if let Some(record) = self.record.take() {
+            pack.rollback(record.start)?;
+        }
+        let name = pack.finish()?;
+        let nars = self
+            .done
+            .drain(..)
+            .map(|(range, compression, examined)| {
+                let range = PackRange { pack: name.clone(), ..range };
+                Arc::new(Quarantined { range, compression, examined })
+            })
+            .collect();
+        Ok((nars, self.results))
+    }
+}
+
+fn body(error: &IntakeError, nar_hash: &Sha256) -> ErrorBody {
+    ErrorBody { code: error.code().to_owned(), message: format!("the NAR `{nar_hash}`: {error}"), path: None }
+}

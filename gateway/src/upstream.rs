@@ -1,0 +1,248 @@
+//! The upstreams that a policy trusts: asks them for narinfos, many at once, checks the signature, remembers what is there.
+//! One that can't be reached is neither yes nor no. Knows nothing of pushes.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream};
+use pushgate_formats::{
+    Sha256, StorePath,
+    narinfo::{Dialect, MAX_NARINFO, UnverifiedNarInfo},
+};
+use pushgate_policies::Upstream;
+use tokio::time::Instant;
+
+use crate::{
+    clock::Clock,
+    db::{Db, DbError, UpstreamRow},
+};
+
+/// How long one question may take.
+const ONE: Duration = Duration::from_millis(2500);
+/// How long all questions of one push may take together.
+const ALL: Duration = Duration::from_secs(4);
+/// Questions under way at once.
+const AT_ONCE: usize = 64;
+/// How long an upstream that couldn't be reached isn't asked again, in seconds.
+const REST: u64 = 60;
+/// How long "not there" is believed, in seconds.
+const ABSENT: u64 = 600;
+/// Answers of "not there" remembered.
+const ABSENT_KEPT: usize = 200_000;
+
+/// What an upstream has at a path, its signature checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamPath {
+    pub nar_hash: Sha256,
+    pub references: BTreeSet<StorePath>,
+}
+
+/// The answers for a set of paths.
+#[derive(Debug, Default)]
+pub struct Answers {
+    pub found: HashMap<StorePath, Arc<UpstreamPath>>,
+    /// One line for each upstream that couldn't be asked.
+    pub notices: Vec<String>,
+}
+
+enum Answer {
+    Has(UpstreamPath),
+    Absent,
+    Fault(String),
+}
+
+/// Asks upstreams and remembers. One for the whole gateway.
+pub struct Upstreams {
+    http: reqwest::Client,
+    clock: Clock,
+    /// (URL, hash part) → until when "not there" is believed.
+    absent: quick_cache::sync::Cache<(String, String), u64>,
+    /// URL → until when it is left alone, and why.
+    resting: std::sync::Mutex<HashMap<String, (u64, String)>>,
+}
+
+impl Upstreams {
+    pub fn new(clock: Clock) -> Result<Self, reqwest::Error> {
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("pushgate/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(ONE)
+            .timeout(ONE)
+            .redirect(reqwest::redirect::Policy::limited(3))
+            .build()?;
+        let absent = quick_cache::sync::Cache::new(ABSENT_KEPT);
+        Ok(Self { http, clock, absent, resting: Default::default() })
+    }
+
+    /// What is remembered to be at the upstreams, without asking them.
+    pub async fn remembered(
+        &self,
+        db: &dyn Db,
+        upstreams: &[Upstream],
+        paths: &[StorePath],
+    ) -> Result<HashMap<StorePath, Arc<UpstreamPath>>, DbError> {
+        let mut found = HashMap::new();
+        for upstream in upstreams {
+            let left: Vec<_> = paths.iter().filter(|p| !found.contains_key(*p)).cloned().collect();
+            if left.is_empty() {
+                break;
+            }
+            for row in db.upstream_paths(&upstream.url, &upstream.key, &left).await? {
+                let fact = UpstreamPath { nar_hash: row.nar_hash, references: row.references };
+                found.entry(row.path).or_insert_with(|| Arc::new(fact));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Asks for what isn't remembered. Takes [`ALL`] at most; what isn't answered by then is unknown.
+    pub async fn ask(
+        &self,
+        db: &dyn Db,
+        upstreams: &[Upstream],
+        paths: &[StorePath],
+    ) -> Result<Answers, DbError> {
+        let mut answers = Answers { found: self.remembered(db, upstreams, paths).await?, notices: vec![] };
+        let deadline = Instant::now() + ALL;
+        for upstream in upstreams {
+            let now = self.clock.now();
+            let left: Vec<StorePath> = paths
+                .iter()
+                .filter(|p| !answers.found.contains_key(*p) && !self.is_absent(upstream, p, now))
+                .cloned()
+                .collect();
+            if left.is_empty() {
+                continue;
+            }
+            if let Some(why) = self.is_resting(upstream, now) {
+                answers.notices.push(notice(upstream, &why));
+                continue;
+            }
+            let (found, fault) = self.ask_one(upstream, &left, deadline).await;
+            if let Some(why) = fault {
+                tracing::warn!(upstream = upstream.url, why, "upstream can't be asked");
+                answers.notices.push(notice(upstream, &why));
+                let until = now + REST;
+                self.lock_resting().insert(upstream.url.clone(), (until, why));
+            }
+            if !found.is_empty() {
+                db.add_upstream_paths(&upstream.url, &upstream.key, &found, now).await?;
+            }
+            for row in found {
+                let fact = UpstreamPath { nar_hash: row.nar_hash, references: row.references };
+                answers.found.insert(row.path, Arc::new(fact));
+            }
+        }
+        Ok(answers)
+    }
+
+    async fn ask_one(
+        &self,
+        upstream: &Upstream,
+        paths: &[StorePath],
+        deadline: Instant,
+    ) -> (Vec<UpstreamRow>, Option<String>) {
+        let mut questions = stream::iter(paths.iter().cloned())
+            .map(|path| async move {
+                let answer = self.question(upstream, &path).await;
+                (path, answer)
+            })
+            .buffer_unordered(AT_ONCE);
+        let (mut found, mut fault) = (Vec::new(), None);
+        loop {
+            let next = match tokio::time::timeout_at(deadline, questions.next()).await {
+                Ok(Some(next)) => next,
+                Ok(None) => break,
+                Err(_) => {
+                    fault = Some("it answers too slowly".to_owned());
+                    break;
+                }
+            };
+            match next {
+                (path, Answer::Has(fact)) => {
+                    found.push(UpstreamRow { path, nar_hash: fact.nar_hash, references: fact.references });
+                }
+                (path, Answer::Absent) => {
+                    let until = self.clock.now() + ABSENT;
+                    self.absent.insert((upstream.url.clone(), path.hash_part().to_owned()), until);
+                }
+                // the first fault ends it: a thousand paths must not wait for a thousand time-outs
+                (_, Answer::Fault(why)) => {
+                    fault = Some(why);
+                    break;
+                }
+            }
+        }
+        (found, fault)
+    }
+
+    async fn question(&self, upstream: &Upstream, path: &StorePath) -> Answer {
+        let url = format!("{}/{}.narinfo", upstream.url, path.hash_part());
+        let mut response = match self.http.get(&url).send().await {
+            Ok(response) => response,
+            Err(e) => return Answer::Fault(root_cause(&e)),
+        };
+        match response.status().as_u16() {
+            200 => {}
+            // what Nix itself takes for "not there"
+            403 | 404 | 410 => return Answer::Absent,
+            other => return Answer::Fault(format!("it answered {other}")),
+        }
+        let mut text = Vec::new();
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) if text.len() + chunk.len() <= MAX_NARINFO => text.extend_from_slice(&chunk),
+                Ok(Some(_)) => return Answer::Fault("a narinfo is too large".into()),
+                Ok(None) => break,
+                Err(e) => return Answer::Fault(root_cause(&e)),
+            }
+        }
+        match UnverifiedNarInfo::parse(&text, Dialect::Upstream) {
+            Ok(info) if info.path == *path && info.is_signed_by(&upstream.key) => {
+                Answer::Has(UpstreamPath { nar_hash: info.nar_hash, references: info.references })
+            }
+            // a lie, or a key that changed: this path isn't to be had there
+            Ok(_) => {
+                tracing::warn!(upstream = upstream.url, %path, "narinfo is not signed by the pinned key");
+                Answer::Absent
+            }
+            Err(e) => {
+                tracing::warn!(upstream = upstream.url, %path, error = %e, "narinfo can't be read");
+                Answer::Absent
+            }
+        }
+    }
+
+    fn is_absent(&self, upstream: &Upstream, path: &StorePath, now: u64) -> bool {
+        let key = (upstream.url.clone(), path.hash_part().to_owned());
+        self.absent.get(&key).is_some_and(|until| now < until)
+    }
+
+    fn is_resting(&self, upstream: &Upstream, now: u64) -> Option<String> {
+        let resting = self.lock_resting();
+        resting.get(&upstream.url).filter(|(until, _)| now < *until).map(|(_, why)| why.clone())
+    }
+
+    fn lock_resting(&self) -> std::sync::MutexGuard<'_, HashMap<String, (u64, String)>> {
+        // the map is whole after every statement, whoever panicked
+        self.resting.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn notice(upstream: &Upstream, why: &str) -> String {
+    format!(
+        "the upstream `{}` can't be asked ({why}): what it may have is treated as not known",
+        upstream.url
+    )
+}
+
+/// The innermost reason, without the URL that the notice has already.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string().chars().filter(|c| !c.is_control()).take(200).collect()
+}
