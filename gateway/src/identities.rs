@@ -7,6 +7,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use pushgate_formats::{
     Sha256,
     api::{CLOCK_SKEW, Enrolment, SignedRequest},
+    base32,
     dsse::{self, Envelope},
     keys::{KeyName, PublicKey},
 };
@@ -62,7 +63,8 @@ pub async fn invite(db: &dyn Db, now: u64, invite: Invite) -> Result<String, Inv
             return Err(InviteError::NoCache(name.clone()));
         }
     }
-    let code = URL_SAFE_NO_PAD.encode(crate::random::bytes::<20>());
+    // no character that a shell or an option parser could stumble over
+    let code = base32::encode(&crate::random::bytes::<20>());
     db.add_invite(&InviteRow {
         code: Sha256::of(code.as_bytes()),
         name: invite.name,

@@ -1,6 +1,6 @@
 //! The `pushgate-gateway` command.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{io::IsTerminal, net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
@@ -189,7 +189,10 @@ async fn open_existing(
 fn start_logging(config: &Config) {
     let filter = std::env::var("PUSHGATE_LOG").unwrap_or_else(|_| config.log.filter.clone());
     let filter = EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let format = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let format = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     if config.log.json { format.json().init() } else { format.init() }
 }
 

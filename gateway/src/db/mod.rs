@@ -307,6 +307,8 @@ pub trait Db: Send + Sync + 'static {
 
     async fn quarantined(&self, identity: i64, nars: &[Sha256]) -> Result<Vec<QuarantineRow>>;
     async fn add_quarantined(&self, identity: i64, rows: &[QuarantineRow], expires: u64) -> Result<()>;
+    /// Forgets a NAR whose stored bytes turned out to be damaged.
+    async fn drop_quarantined(&self, identity: i64, nar: &Sha256) -> Result<()>;
     /// Compressed bytes that an identity has in quarantine.
     async fn quarantine_bytes(&self, identity: i64) -> Result<u64>;
     /// Every pack that a quarantined NAR lies in.

@@ -47,6 +47,8 @@ pub enum JudgeError {
     Io(#[from] std::io::Error),
     #[error("a judging task died")]
     Task(#[from] tokio::task::JoinError),
+    #[error("the quarantined bytes of a path are damaged")]
+    Damaged(Arc<Session>, usize),
     #[error("another gateway published the same path at the same time")]
     Raced,
 }
@@ -144,14 +146,30 @@ async fn judge(app: &Arc<App>, cache: &Arc<Cache>, ids: &BTreeSet<String>) -> Re
         })
         .await?;
         facts = back;
-        let round = round?;
         rounds += 1;
-        if round.lookups.is_empty() || rounds > ROUNDS {
-            break round;
+        match round {
+            Ok(round) if !round.lookups.is_empty() && rounds <= ROUNDS => {
+                look_up(app, cache, &mut facts, &round.lookups, true).await?;
+            }
+            round => break round,
         }
-        look_up(app, cache, &mut facts, &round.lookups, true).await?;
     };
-    let published = settle(app, cache, round).await?;
+    let settled = match round {
+        Ok(round) => settle(app, cache, round).await,
+        Err(e) => Err(e),
+    };
+    let published = match settled {
+        // nothing was committed: the damaged one steps back, and the others are judged again without it
+        Err(JudgeError::Damaged(session, i)) => {
+            step_back(app, &session, i).await?;
+            for session in sessions {
+                let _ = cache.judge.send(session.id.clone());
+                session.notify();
+            }
+            return Ok(());
+        }
+        other => other?,
+    };
     if !published.is_empty() {
         metrics::counter!("pushgate_published_total", "cache" => cache.name.clone())
             .increment(published.len() as u64);
@@ -315,7 +333,7 @@ fn rejected(code: &str, message: String) -> Outcome {
 }
 
 fn evaluate_claim(
-    session: &Session,
+    session: &Arc<Session>,
     i: usize,
     mut nar: NarIntact,
     facts: &mut Facts,
@@ -346,7 +364,7 @@ fn evaluate_claim(
                 plan.digests = nar.nar().examined.digests.keys().cloned().chain([wanted]).collect();
                 match examined_again(session, i, &nar, plan, blobs)? {
                     Some(better) => nar = better,
-                    None => return Ok(damaged(claim)),
+                    None => return Err(JudgeError::Damaged(session.clone(), i)),
                 }
             }
             Err(e) => return Ok(rejected(e.code(), e.to_string())),
@@ -374,7 +392,7 @@ fn evaluate_claim(
                 plan.digests = nar.nar().examined.digests.keys().cloned().collect();
                 match examined_again(session, i, &nar, plan, blobs)? {
                     Some(better) => nar = better,
-                    None => return Ok(damaged(claim)),
+                    None => return Err(JudgeError::Damaged(session.clone(), i)),
                 }
             }
             Ok(references::Verdict::Unknown { waits }) => {
@@ -448,10 +466,10 @@ pub fn conflicts_with_published(
     ClaimState::with(PathState::Held, "conflicts-with-published", message, vec!["person".to_owned()])
 }
 
-fn damaged(claim: &super::announce::Claim) -> Outcome {
+fn damaged_state(claim: &super::announce::Claim) -> ClaimState {
     let message =
         format!("the quarantined NAR of `{}` was damaged in the gateway's store; send it again", claim.path);
-    Outcome::State(ClaimState::with(PathState::Wanted, "quarantine-damaged", message, vec![]), vec![])
+    ClaimState::with(PathState::Wanted, "quarantine-damaged", message, vec![])
 }
 
 /// Reads a NAR again with another plan and remembers what was found; `None` where its bytes changed.
@@ -476,6 +494,21 @@ fn examined_again(
     Ok(better)
 }
 
+/// Asks again for a NAR whose stored bytes are damaged. A crash between the two writes leaves a row that the next
+/// judgement finds damaged again.
+async fn step_back(app: &Arc<App>, session: &Arc<Session>, i: usize) -> Result<(), JudgeError> {
+    let claim = session.signed[i].claim().clone();
+    app.db.drop_quarantined(session.identity, &claim.nar_hash).await?;
+    let state = damaged_state(&claim);
+    let claims = vec![session.update(i, &state, vec![])];
+    let (cache, now) = (session.cache.name.clone(), app.clock.now());
+    app.db.commit(&Judged { cache, now, claims, ..Judged::default() }).await?;
+    let mut progress = session.progress();
+    progress.claims[i] = state;
+    progress.nars[i] = None;
+    Ok(())
+}
+
 /// Carries a round out: places NARs, commits, reveals narinfos, tells the sessions. Gives the paths published.
 async fn settle(app: &Arc<App>, cache: &Arc<Cache>, round: Round) -> Result<Vec<StorePath>, JudgeError> {
     if round.publish.is_empty() && round.states.is_empty() {
@@ -487,8 +520,12 @@ async fn settle(app: &Arc<App>, cache: &Arc<Cache>, round: Round) -> Result<Vec<
     let (publishing, blobs, composing) = (!publish.is_empty(), app.blobs.clone(), cache.clone());
     let (publish, publications) = tokio::task::spawn_blocking(move || -> Result<_, JudgeError> {
         let mut publications = Vec::with_capacity(publish.len());
-        for (_, _, publishable) in &publish {
-            publishable.place_nar(&composing, blobs.as_ref())?;
+        for (session, i, publishable) in &publish {
+            if let Err(e) = publishable.place_nar(&composing, blobs.as_ref()) {
+                tracing::error!(path = %publishable.path(), error = %e, "a checked NAR can't be published");
+                let damaged = e.is_damage();
+                return Err(if damaged { JudgeError::Damaged(session.clone(), *i) } else { e.into() });
+            }
             publications.push(publishable.compose(&composing, now));
         }
         if publishing {

@@ -38,6 +38,20 @@ pub enum PublishError {
     Reexamine(#[from] ReexamineError),
 }
 
+impl PublishError {
+    /// Whether the quarantined bytes are not what they were, so that trying again is no use but sending again is.
+    pub fn is_damage(&self) -> bool {
+        use std::io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+        match self {
+            Self::Mixed(_) => false,
+            Self::Io(e) | Self::Reexamine(ReexamineError::Io(e)) => {
+                matches!(e.kind(), InvalidData | NotFound | UnexpectedEof)
+            }
+            Self::Reexamine(ReexamineError::Changed) => true,
+        }
+    }
+}
+
 /// A path that may be published. Only all proofs together make one, and only if they are about the same path and NAR hash:
 ///
 /// ```compile_fail

@@ -90,6 +90,12 @@ pub struct Session {
     changed: watch::Sender<u64>,
 }
 
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Session({})", self.id)
+    }
+}
+
 impl Session {
     /// Puts a session together. `states` are those of the claims' rows.
     pub fn new(

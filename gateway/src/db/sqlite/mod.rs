@@ -190,6 +190,9 @@ impl Db for Sqlite {
     async fn add_quarantined(&self, identity: i64, rows: &[QuarantineRow], expires: u64) -> Result<()> {
         self.insert_quarantined(identity, rows, expires).await
     }
+    async fn drop_quarantined(&self, identity: i64, nar: &Sha256) -> Result<()> {
+        self.delete_quarantined(identity, nar).await
+    }
     async fn quarantine_bytes(&self, identity: i64) -> Result<u64> {
         self.sum_quarantined(identity).await
     }

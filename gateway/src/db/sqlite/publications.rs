@@ -22,7 +22,7 @@ impl Sqlite {
         hash_parts: &[&str],
     ) -> Result<HashMap<String, PublishedRow>> {
         let rows = sqlx::query(
-            "SELECT path, nar_hash, refs, narinfo FROM json_each(?2) AS asked \
+            "SELECT published.path, nar_hash, refs, narinfo FROM json_each(?2) AS asked \
              CROSS JOIN published ON cache = ?1 AND hash_part = asked.value",
         )
         .bind(cache)

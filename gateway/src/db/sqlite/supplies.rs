@@ -59,6 +59,15 @@ impl Sqlite {
         Ok(())
     }
 
+    pub(super) async fn delete_quarantined(&self, identity: i64, nar: &Sha256) -> Result<()> {
+        sqlx::query("DELETE FROM quarantine WHERE identity = ? AND nar_hash = ?")
+            .bind(identity)
+            .bind(nar.base32())
+            .execute(&self.write)
+            .await?;
+        Ok(())
+    }
+
     pub(super) async fn sum_quarantined(&self, identity: i64) -> Result<u64> {
         let sum: Option<i64> = sqlx::query_scalar("SELECT sum(length) FROM quarantine WHERE identity = ?")
             .bind(identity)
@@ -125,7 +134,8 @@ impl Sqlite {
         paths: &[StorePath],
     ) -> Result<HashSet<StorePath>> {
         let rows: Vec<String> = sqlx::query_scalar(
-            "SELECT path FROM json_each(?2) AS asked CROSS JOIN derivation_senders ON identity = ?1 AND path = asked.value",
+            "SELECT d.path FROM json_each(?2) AS asked \
+             CROSS JOIN derivation_senders d ON identity = ?1 AND d.path = asked.value",
         )
         .bind(identity)
         .bind(paths_json(paths))
@@ -136,7 +146,7 @@ impl Sqlite {
 
     pub(super) async fn list_derivations(&self, paths: &[StorePath]) -> Result<Vec<DerivationRow>> {
         let rows = sqlx::query(
-            "SELECT path, text, facts FROM json_each(?) AS asked CROSS JOIN derivations ON path = asked.value",
+            "SELECT d.path, text, facts FROM json_each(?) AS asked CROSS JOIN derivations d ON d.path = asked.value",
         )
         .bind(paths_json(paths))
         .fetch_all(&self.read)
@@ -197,8 +207,8 @@ impl Sqlite {
         paths: &[StorePath],
     ) -> Result<Vec<UpstreamRow>> {
         let rows = sqlx::query(
-            "SELECT path, nar_hash, refs FROM json_each(?3) AS asked \
-             CROSS JOIN upstream_paths ON path = asked.value AND url = ?1 AND public_key = ?2",
+            "SELECT u.path, nar_hash, refs FROM json_each(?3) AS asked \
+             CROSS JOIN upstream_paths u ON u.path = asked.value AND url = ?1 AND public_key = ?2",
         )
         .bind(url)
         .bind(key.to_string())

@@ -1,0 +1,10 @@
+//! Whole-system tests, one binary: each module is a theme.
+
+mod access;
+mod attacks_claims;
+mod attacks_identity;
+mod corpus;
+mod crash;
+mod http;
+mod pushes;
+mod upstream;
