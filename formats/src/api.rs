@@ -148,9 +148,23 @@ pub struct PushStatus {
     /// Derivations whose text the gateway wants.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub wanted_derivations: Vec<StorePath>,
+    /// Realisations that the push claims; they are held until something else than their submitter backs them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub realisations: Vec<RealisationStatus>,
     /// Things that the submitter should know but that refuse nothing, such as an upstream that can't be reached.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notices: Vec<String>,
+}
+
+/// A realisation and what it has come to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RealisationStatus {
+    /// `sha256:HEX!OUTPUT`.
+    pub id: String,
+    pub out_path: StorePath,
+    pub state: PathState,
+    pub code: String,
 }
 
 /// The answer to an announcement.

@@ -11,7 +11,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use async_trait::async_trait;
 use pushgate_formats::{
     Sha256, StorePath,
-    api::PathState,
+    api::{PathState, RealisationStatus},
     keys::{KeyName, PublicKey},
 };
 use serde::{Deserialize, Serialize};
@@ -246,6 +246,12 @@ pub struct RealisationRow {
     pub code: String,
 }
 
+impl From<RealisationRow> for RealisationStatus {
+    fn from(row: RealisationRow) -> Self {
+        Self { id: row.id, out_path: row.path, state: row.state, code: row.code }
+    }
+}
+
 /// A push and how many of its claims are in each state.
 #[derive(Debug, Clone)]
 pub struct PushCounts {
@@ -306,7 +312,13 @@ pub trait Db: Send + Sync + 'static {
     async fn held_claims(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<ClaimRow>>;
 
     async fn quarantined(&self, identity: i64, nars: &[Sha256]) -> Result<Vec<QuarantineRow>>;
-    async fn add_quarantined(&self, identity: i64, rows: &[QuarantineRow], expires: u64) -> Result<()>;
+    /// Adds NARs; one that is there already stays where it is. Gives those that were new.
+    async fn add_quarantined(
+        &self,
+        identity: i64,
+        rows: &[QuarantineRow],
+        expires: u64,
+    ) -> Result<HashSet<Sha256>>;
     /// Forgets a NAR whose stored bytes turned out to be damaged.
     async fn drop_quarantined(&self, identity: i64, nar: &Sha256) -> Result<()>;
     /// Compressed bytes that an identity has in quarantine.

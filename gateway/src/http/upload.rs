@@ -96,8 +96,9 @@ async fn receive(
         let bytes: u64 = nars.iter().map(|n| n.range.length).sum();
         metrics::counter!("pushgate_nars_taken_total").increment(nars.len() as u64);
         metrics::counter!("pushgate_bytes_taken_total").increment(bytes);
-        quarantine::store(app.db.as_ref(), session.identity, session.expires, &nars).await?;
         store_derivations(app, session, &nars).await?;
+        let nars =
+            quarantine::store(app.db.as_ref(), &app.blobs, session.identity, session.expires, nars).await?;
         for nar in &nars {
             session.arrived(nar);
         }

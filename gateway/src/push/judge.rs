@@ -389,6 +389,8 @@ fn evaluate_claim(
             Ok(references::Verdict::Exact(references)) => break references,
             Ok(references::Verdict::Rescan) => {
                 let mut plan = session.plan(&claim.nar_hash);
+                // this very set: the session's may grow while this runs
+                plan.scan = scan.clone();
                 plan.digests = nar.nar().examined.digests.keys().cloned().collect();
                 match examined_again(session, i, &nar, plan, blobs)? {
                     Some(better) => nar = better,

@@ -111,6 +111,7 @@ pub async fn announce(app: &Arc<App>, cache: &Arc<Cache>, raw: Vec<u8>) -> Resul
     let derivations = announcement.derivations().to_vec();
     let session = Session::new(&push, cache.clone(), signed, derivations, ids, states);
     session.progress().notices = notices;
+    session.progress().realisations = realisations.into_iter().map(Into::into).collect();
     record_first_states(app, &session, conflicts).await?;
     let session = Arc::new(session);
     let wanted = session.status().wanted;

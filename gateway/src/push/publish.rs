@@ -131,10 +131,8 @@ impl Publishable {
     /// up, and it is the bytes that its name says.
     pub fn place_nar(&self, cache: &Cache, blobs: &dyn Blobs) -> Result<(), PublishError> {
         let nar = self.nar.nar();
-        let url = self.url();
-        if !blobs.is_published(&cache.name, &url)? {
-            blobs.publish_pack(&cache.name, &url, &nar.range, &nar.examined.file_hash)?;
-        }
+        // also where a file of that name is there: after a power cut it may be shorter than its name says
+        blobs.publish_pack(&cache.name, &self.url(), &nar.range, &nar.examined.file_hash)?;
         let listing = match &nar.examined.listing {
             Some(listing) => Some(listing.clone()),
             // not kept over a restart: made again from the same bytes

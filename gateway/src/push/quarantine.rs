@@ -54,14 +54,16 @@ pub struct Quarantined {
     pub examined: Examined,
 }
 
-/// Stores the rows of NARs whose pack is durable. A crash before leaves a pack that no row names, which is swept; the
-/// client sends again.
+/// Stores the rows of NARs whose pack is durable, and gives them as they are in quarantine now: one that another upload
+/// of the same submitter brought first stays where that put it. A crash before leaves a pack that no row names, which is
+/// swept; the client sends again.
 pub async fn store(
     db: &dyn Db,
+    blobs: &Arc<dyn Blobs>,
     identity: i64,
     expires: u64,
-    nars: &[Arc<Quarantined>],
-) -> Result<(), DbError> {
+    nars: Vec<Arc<Quarantined>>,
+) -> Result<Vec<Arc<Quarantined>>, DbError> {
     let rows: Vec<QuarantineRow> = nars
         .iter()
         .map(|nar| QuarantineRow {
@@ -74,7 +76,17 @@ pub async fn store(
             examined: serde_json::to_string(&nar.examined).unwrap_or_default(),
         })
         .collect();
-    db.add_quarantined(identity, &rows, expires).await
+    let new = db.add_quarantined(identity, &rows, expires).await?;
+    let (mut stored, second): (Vec<_>, Vec<_>) =
+        nars.into_iter().partition(|nar| new.contains(&nar.examined.nar_hash));
+    let known: Vec<Sha256> = second.iter().map(|nar| nar.examined.nar_hash).collect();
+    if let Some(pack) = second.first().map(|nar| nar.range.pack.clone()).filter(|_| stored.is_empty()) {
+        // best effort: what stays is swept at the next start
+        let blobs = blobs.clone();
+        let _ = tokio::task::spawn_blocking(move || blobs.remove_packs(&[pack])).await;
+    }
+    stored.extend(load(db, identity, &known).await?.into_values());
+    Ok(stored)
 }
 
 /// What a submitter has in quarantine of these NARs.

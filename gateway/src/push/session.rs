@@ -8,7 +8,7 @@ use std::{
 
 use pushgate_formats::{
     Sha256, StorePath,
-    api::{PathState, PathStatus, PushStatus},
+    api::{PathState, PathStatus, PushStatus, RealisationStatus},
     keys::PublicKey,
 };
 use tokio::sync::watch;
@@ -66,6 +66,7 @@ pub struct Progress {
     /// Announced derivations that this submitter hasn't sent.
     pub wanted_derivations: Vec<StorePath>,
     pub notices: Vec<String>,
+    pub realisations: Vec<RealisationStatus>,
 }
 
 /// A push under way.
@@ -132,6 +133,7 @@ impl Session {
                 scan: None,
                 wanted_derivations: Vec::new(),
                 notices: Vec::new(),
+                realisations: Vec::new(),
             }),
             changed: watch::channel(0).0,
         }
@@ -246,6 +248,7 @@ impl Session {
             wanted: wanted.into_iter().collect(),
             wanted_derivations: progress.wanted_derivations.clone(),
             notices: progress.notices.clone(),
+            realisations: progress.realisations.clone(),
         }
     }
 }
@@ -385,6 +388,8 @@ async fn load(app: &App, push: PushRow) -> Result<Session, SessionError> {
         session.arrived(nar);
     }
     restore_held(&session, &rows);
+    let realisations = app.db.realisations(&push.id).await?;
+    session.progress().realisations = realisations.into_iter().map(RealisationStatus::from).collect();
     super::refresh_derivations(app, &session).await?;
     Ok(session)
 }

@@ -187,7 +187,12 @@ impl Db for Sqlite {
     async fn quarantined(&self, identity: i64, nars: &[Sha256]) -> Result<Vec<QuarantineRow>> {
         self.list_quarantined(identity, nars).await
     }
-    async fn add_quarantined(&self, identity: i64, rows: &[QuarantineRow], expires: u64) -> Result<()> {
+    async fn add_quarantined(
+        &self,
+        identity: i64,
+        rows: &[QuarantineRow],
+        expires: u64,
+    ) -> Result<HashSet<Sha256>> {
         self.insert_quarantined(identity, rows, expires).await
     }
     async fn drop_quarantined(&self, identity: i64, nar: &Sha256) -> Result<()> {

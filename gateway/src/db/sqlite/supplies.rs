@@ -37,26 +37,24 @@ impl Sqlite {
         identity: i64,
         rows: &[QuarantineRow],
         expires: u64,
-    ) -> Result<()> {
+    ) -> Result<HashSet<Sha256>> {
         let rows = Value::from_iter(
             rows.iter()
                 .map(|r| json!([r.nar_hash.base32(), r.pack, r.start, r.length, r.compression, r.examined])),
         );
-        // the latest wins: an examination made again, with more to look for, replaces the earlier one
-        sqlx::query(
+        let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        let new: Vec<String> = sqlx::query_scalar(
             "INSERT INTO quarantine (identity, nar_hash, pack, start, length, compression, examined, expires) \
              SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, ?2 \
-             FROM json_each(?3) WHERE true \
-             ON CONFLICT (identity, nar_hash) DO UPDATE SET pack = excluded.pack, start = excluded.start, \
-             length = excluded.length, compression = excluded.compression, examined = excluded.examined, \
-             expires = max(expires, excluded.expires)",
+             FROM json_each(?3) WHERE true ON CONFLICT (identity, nar_hash) DO NOTHING RETURNING nar_hash",
         )
         .bind(identity)
         .bind(sql(expires))
         .bind(rows.to_string())
-        .execute(&self.write)
+        .fetch_all(&mut *tx)
         .await?;
-        Ok(())
+        tx.commit().await?;
+        new.iter().map(|h| sha256(h)).collect()
     }
 
     pub(super) async fn delete_quarantined(&self, identity: i64, nar: &Sha256) -> Result<()> {
