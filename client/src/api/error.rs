@@ -1,0 +1,194 @@
+//! What can go wrong between client and gateway, each with what to do about it.
+
+use std::error::Error;
+
+use pushgate_formats::api::ErrorBody;
+
+/// Longest text of a server that is shown.
+const MAX_SHOWN: usize = 2000;
+
+/// Text of a server, fit for a terminal: without control characters, nor those that turn the direction of writing, so
+/// that it can't pretend to be something else; bounded.
+pub fn printable(text: &str) -> String {
+    let hidden = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let mut out = String::new();
+    for c in text.chars() {
+        if out.len() >= MAX_SHOWN {
+            out.push('…');
+            break;
+        }
+        match c {
+            '\n' | '\t' => out.push(' '),
+            c if hidden(c) => {}
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// A refusal by the gateway itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The HTTP status.
+    pub status: u16,
+    /// The stable code.
+    pub code: String,
+    /// In the gateway's words.
+    pub message: String,
+    /// The store path that it is about.
+    pub path: Option<String>,
+}
+
+impl Refusal {
+    pub(super) fn new(status: u16, body: ErrorBody) -> Self {
+        Self {
+            status,
+            code: printable(&body.code),
+            message: printable(&body.message),
+            path: body.path.as_deref().map(printable),
+        }
+    }
+
+    /// What the person at the keyboard can do about it.
+    fn advice(&self) -> Option<&'static str> {
+        Some(match self.code.as_str() {
+            "key-unknown" => {
+                "this key isn't enrolled there; ask the gateway's admin for an invite and join again"
+            }
+            "key-revoked" => "this key was revoked; ask the gateway's admin why, and for a new invite",
+            "key-expired" => "this key is too old; ask the gateway's admin for a new invite and join again",
+            "key-not-for-cache" | "not-permitted" => {
+                "ask the gateway's admin for access, or choose another cache with `--cache`"
+            }
+            "key-name-reserved" | "key-enrolled" => "choose another name with `--name`",
+            "audience-mismatch" => {
+                "the gateway was set up anew, or answers at the wrong address; ask its admin"
+            }
+            "invite-invalid" => {
+                "an invite works once and for a limited time; ask the gateway's admin for a new one"
+            }
+            "quota-exceeded" => {
+                "the gateway's quarantine has no room for this; wait until held paths are decided \
+                 (`pushgate status`), or ask its admin for more"
+            }
+            _ => return None,
+        })
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the gateway refuses: {} [{}]", self.message, self.code)?;
+        if let Some(path) = self.path.as_ref().filter(|path| !self.message.contains(path.as_str())) {
+            write!(f, ", about `{path}`")?;
+        }
+        self.advice().map_or(Ok(()), |advice| write!(f, "; {advice}"))
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ApiError {
+    #[error("the gateway `{url}` can't be reached: {why}; is it running, and is the address right?")]
+    Unreachable { url: String, why: String },
+    #[error("the gateway `{url}` is too busy (status {status}); try again later")]
+    Busy { url: String, status: u16 },
+    #[error("{0}")]
+    Refused(Refusal),
+    #[error("`{url}` is not a gateway that this client understands: {why}")]
+    NotAGateway { url: String, why: String },
+    #[error(
+        "`{url}` sends this client to another address; join the gateway by its final address (https instead of http?)"
+    )]
+    Redirected { url: String },
+    #[error("the gateway `{url}` took nothing for {seconds} s; is the line up?")]
+    Stalled { url: String, seconds: u64 },
+}
+
+impl ApiError {
+    pub(super) fn unreachable(base: &str, error: &reqwest::Error) -> Self {
+        let why = if error.is_timeout() {
+            "no answer in time".to_owned()
+        } else {
+            // the outer errors only say that sending failed
+            let mut cause: &dyn Error = error;
+            while let Some(inner) = cause.source() {
+                cause = inner;
+            }
+            printable(&cause.to_string())
+        };
+        Self::Unreachable { url: base.to_owned(), why }
+    }
+
+    pub(super) fn not_a_gateway(url: &str, why: &str) -> Self {
+        Self::NotAGateway { url: url.to_owned(), why: why.to_owned() }
+    }
+
+    /// Whether the same request may succeed later.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Busy { .. } | Self::Stalled { .. } => true,
+            // a body that came too slowly or broke off can be sent again; a full quarantine doesn't empty itself in seconds
+            Self::Refused(refusal) => {
+                (matches!(refusal.status, 408 | 429 | 503) || refusal.code == "upload-cut-off")
+                    && refusal.code != "quota-exceeded"
+            }
+            Self::NotAGateway { .. } | Self::Redirected { .. } => false,
+        }
+    }
+
+    /// Whether the gateway only asks to wait for one's turn, so that asking again isn't a failure.
+    pub fn is_turn(&self) -> bool {
+        matches!(self, Self::Refused(refusal) if refusal.code == "too-many-uploads")
+    }
+
+    /// The stable code, where the gateway itself refused.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Refused(refusal) => Some(&refusal.code),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(status: u16, code: &str) -> ApiError {
+        let message = format!("\u{1b}[31mwords about {code}\r\n");
+        ApiError::Refused(Refusal::new(
+            status,
+            ErrorBody { code: code.into(), message, path: Some("/nix/store/x".into()) },
+        ))
+    }
+
+    #[test]
+    fn servers_cannot_write_on_the_terminal() {
+        assert_eq!(printable("a\u{1b}]0;title\u{7}b\rc\nd\u{9b}2J\u{202e}e"), "a]0;titlebc d2Je");
+        assert!(printable(&"é".repeat(100_000)).len() < 2100);
+    }
+
+    #[test]
+    fn a_refusal_says_what_to_do() {
+        assert_eq!(
+            refusal(403, "key-revoked").to_string(),
+            "the gateway refuses: [31mwords about key-revoked  [key-revoked], about `/nix/store/x`; this key was revoked; \
+             ask the gateway's admin why, and for a new invite"
+        );
+        assert!(refusal(507, "quota-exceeded").to_string().contains("pushgate status"));
+    }
+
+    #[test]
+    fn what_is_tried_again() {
+        assert!(refusal(503, "shutting-down").is_transient());
+        assert!(!refusal(429, "quota-exceeded").is_transient());
+        assert!(refusal(408, "upload-too-slow").is_transient());
+        assert!(refusal(429, "too-many-uploads").is_turn());
+        assert!(!refusal(403, "key-revoked").is_transient());
+        assert!(ApiError::Unreachable { url: "u".into(), why: "w".into() }.is_transient());
+        assert!(!ApiError::Redirected { url: "u".into() }.is_transient());
+    }
+}

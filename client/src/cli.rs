@@ -1,0 +1,140 @@
+//! The command line: names, help and limits of arguments. Doesn't do anything with them.
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::push::MAX_JOBS;
+
+/// Share what Nix built with others, through a gateway that checks everything before it publishes it
+///
+/// Nix keeps everything that it builds in /nix/store. A binary cache is a web server from which other machines fetch such
+/// paths instead of building them again. A pushgate gateway fills such a cache: it takes paths from people that it knows,
+/// checks them, and publishes those that its rules allow.
+#[derive(Debug, Parser)]
+#[command(name = "pushgate", version, max_term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Join(Join),
+    Push(Push),
+    Status(Status),
+}
+
+/// Make yourself known to a gateway, once per machine
+///
+/// Makes a key that stays on this machine and enrols it with the invite that the gateway's admin gave you. Settings and
+/// key are kept below ~/.config/pushgate.
+#[derive(Debug, Args)]
+pub struct Join {
+    /// The gateway's address, such as https://cache.example.org
+    pub url: String,
+    /// The one-time code from the gateway's admin
+    #[arg(long, value_name = "CODE", env = "PUSHGATE_INVITE", hide_env_values = true)]
+    pub invite: String,
+    /// A name for the key; by default from user and host, such as alice-laptop-1
+    #[arg(long, value_name = "KEYNAME")]
+    pub name: Option<String>,
+}
+
+/// Send store paths, and all that they need, to a gateway
+///
+/// Only what the cache doesn't have yet is sent. The command ends when the gateway has checked everything; what its rules
+/// hold back for later (for somebody to rebuild or approve it, say) counts as accepted.
+///
+/// Exit codes: 0 everything is published or held, 1 error, 2 wrong arguments, 3 something was rejected, 4 time ran out.
+#[derive(Debug, Args)]
+pub struct Push {
+    /// What to push: paths in /nix/store, or links to them such as ./result
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<String>,
+    /// Name of the cache at the gateway
+    #[arg(long, value_name = "NAME", default_value = "main")]
+    pub cache: String,
+    /// Wait until nothing is held any more: everything is published or rejected
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait for the gateway's decisions, in seconds
+    #[arg(long, value_name = "SECS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(..=31_536_000))]
+    pub timeout: u64,
+    /// Print one JSON document instead of lines
+    #[arg(long)]
+    pub json: bool,
+    /// How many uploads run at once; by default as many as there are cores, from 2 to 8
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=MAX_JOBS as i64))]
+    pub jobs: Option<u8>,
+    /// How hard to compress: 1 is fast, 19 is small
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19))]
+    pub compression_level: i32,
+    /// Print a line for every path, also in large pushes
+    #[arg(long, short)]
+    pub verbose: bool,
+    #[command(flatten)]
+    pub gateway: Gateway,
+}
+
+/// Ask what became of your pushes
+///
+/// Exit codes: 0, 1 error, 2 wrong arguments, 3 something of what you asked for was rejected.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// A push, by the id that `push` prints, or a path; without it, your recent pushes
+    #[arg(value_name = "PUSH|PATH")]
+    pub what: Option<String>,
+    /// Name of the cache, for a path
+    #[arg(long, value_name = "NAME", default_value = "main")]
+    pub cache: String,
+    /// Print one JSON document instead of lines
+    #[arg(long)]
+    pub json: bool,
+    /// Print a line for every path, also of large pushes
+    #[arg(long, short)]
+    pub verbose: bool,
+    #[command(flatten)]
+    pub gateway: Gateway,
+}
+
+/// Which gateway, where several were joined.
+#[derive(Debug, Args)]
+pub struct Gateway {
+    /// Address of the gateway, if you joined several; by default the first that you joined
+    #[arg(long = "gateway", value_name = "URL", env = "PUSHGATE_GATEWAY")]
+    pub url: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_of_push() {
+        let Command::Push(push) = Cli::try_parse_from(["pushgate", "push", "a", "b"]).unwrap().command else {
+            panic!("not a push");
+        };
+        assert_eq!((push.cache.as_str(), push.timeout, push.wait, push.json), ("main", 600, false, false));
+        assert_eq!((push.paths.len(), push.jobs, push.compression_level), (2, None, 3));
+    }
+
+    #[test]
+    fn wrong_usage_ends_with_2() {
+        for args in [
+            &["pushgate", "push"][..],
+            &["pushgate", "push", "--jobs", "0", "a"],
+            &["pushgate", "push", "--jobs", "17", "a"],
+            &["pushgate", "push", "--compression-level", "20", "a"],
+            &["pushgate", "frobnicate"],
+            &["pushgate"],
+        ] {
+            assert_eq!(Cli::try_parse_from(args).unwrap_err().exit_code(), 2, "{args:?}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The `pushgate` command: reads arguments, calls the library, prints.
+
+use std::{
+    io::{ErrorKind, IsTerminal, Write},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use pushgate_client::{
+    cli::{Cli, Command, Join, Push, Status},
+    clock,
+    config::ConfigDir,
+    join::join,
+    nix::StoreLocation,
+    output::{self, Exit},
+    progress::Progress,
+    push::{self, Options},
+    session::Session,
+    status::{self, Question},
+};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_env("PUSHGATE_LOG").unwrap_or_else(|_| EnvFilter::new("warn")))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    match run(cli) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            // one line, with its causes
+            eprintln!("error: {error:#}");
+            Exit::Error.into()
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(cli: Cli) -> Result<Exit> {
+    let dir = ConfigDir::from_env()?;
+    match cli.command {
+        Command::Join(args) => run_join(&dir, args).await,
+        Command::Push(args) => run_push(&dir, args).await,
+        Command::Status(args) => run_status(&dir, args).await,
+    }
+}
+
+async fn run_join(dir: &ConfigDir, args: Join) -> Result<Exit> {
+    let joined = join(dir, &args.url, &args.invite, args.name.as_deref()).await?;
+    print(&output::joined(&joined))?;
+    Ok(Exit::Accepted)
+}
+
+async fn run_push(dir: &ConfigDir, args: Push) -> Result<Exit> {
+    let session = Session::open(dir, args.gateway.url.as_deref())?;
+    let options = Options {
+        roots: args.paths,
+        cache: args.cache,
+        wait: args.wait,
+        timeout: Duration::from_secs(args.timeout),
+        jobs: args.jobs.map(usize::from),
+        level: args.compression_level,
+    };
+    let progress = Progress::on_terminal(true);
+    let pushed = push::push(&session, &options, &progress).await;
+    progress.finish();
+    let report = pushed?;
+    let text = if args.json { output::json(&report) } else { output::push(&report, args.verbose) };
+    print(&text)?;
+    if !args.json {
+        eprint!("{}", output::remarks(&report));
+    }
+    Ok(Exit::of_push(&report))
+}
+
+async fn run_status(dir: &ConfigDir, args: Status) -> Result<Exit> {
+    let question = Question::parse(args.what.as_deref(), &StoreLocation::from_env()?)?;
+    let session = Session::open(dir, args.gateway.url.as_deref())?;
+    let answer = status::ask(&session, &question, &args.cache).await?;
+    let text =
+        if args.json { output::json(&answer) } else { output::status(&answer, args.verbose, clock::now()) };
+    print(&text)?;
+    Ok(Exit::of_status(&answer))
+}
+
+/// Prints to standard output; a reader that has seen enough (`| head`) is no error.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(error).context("the result can't be printed")
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,273 @@
+//! A push from a closure to its outcome: asks what is missing, announces it, sends what is wanted, waits. Doesn't print,
+//! and doesn't judge: what is accepted is the gateway's decision alone.
+
+mod announce;
+mod compress;
+mod derivations;
+mod framing;
+mod plan;
+mod report;
+mod upload;
+mod wait;
+
+use std::{collections::HashMap, io, time::Duration};
+
+use pushgate_formats::{
+    Sha256, StorePath,
+    api::{Audience, MAX_PATHS, MissingPath, MissingQuery, PathState, PathStatus},
+};
+use tokio::{
+    task::{JoinError, spawn_blocking},
+    time::Instant,
+};
+
+pub use report::{Failed, Report, Traffic};
+
+use self::{
+    upload::{Sent, Uploader},
+    wait::Waited,
+};
+use crate::{
+    api::{ApiError, PushHandle, Until, printable},
+    clock,
+    nix::{
+        Daemon, LocationError, PathInfo, StoreError, StoreLocation,
+        closure::{ClosureError, closure},
+    },
+    progress::Progress,
+    session::{Greeting, Session, SessionError},
+};
+
+/// Most requests at once: each may hold a NAR of 4 MiB before and after compression.
+pub const MAX_JOBS: usize = 16;
+/// What's chosen by default on machines with many cores, for the sake of memory.
+const MAX_DEFAULT_JOBS: usize = 8;
+
+#[derive(Debug, thiserror::Error)]
+pub enum PushError {
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error(transparent)]
+    Location(#[from] LocationError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Closure(#[from] ClosureError),
+    #[error("zstd can't be used")]
+    Compression(#[source] io::Error),
+    #[error("the system gives no random bytes")]
+    Random(#[source] getrandom::Error),
+    #[error("a part of the client ended unexpectedly: {0}")]
+    Internal(String),
+}
+
+impl From<JoinError> for PushError {
+    fn from(error: JoinError) -> Self {
+        Self::Internal(error.to_string())
+    }
+}
+
+/// What to push, and how.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Store paths, or links to such.
+    pub roots: Vec<String>,
+    pub cache: String,
+    /// Wait until nothing is held any more.
+    pub wait: bool,
+    pub timeout: Duration,
+    /// Requests at once; chosen by the number of cores when absent.
+    pub jobs: Option<usize>,
+    /// Compression level of zstd.
+    pub level: i32,
+}
+
+/// How many requests are sent at once when nobody says.
+fn default_jobs() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, MAX_DEFAULT_JOBS)
+}
+
+/// Pushes the closures of the roots.
+pub async fn push(session: &Session, options: &Options, progress: &Progress) -> Result<Report, PushError> {
+    progress.doing("reading the store");
+    let roots = options.roots.clone();
+    let local = spawn_blocking(move || Local::open(&roots));
+    // both take a moment, and the first error is the one to show
+    let (greeting, opened) = tokio::join!(session.greet(), local);
+    let (mut local, paths) = opened??;
+    let greeting = greeting?;
+    tracing::debug!(paths = paths.len(), "read the closure");
+
+    let mut report = Report::new(session.gateway.url.clone(), options.cache.clone());
+    report.notices.extend(greeting.cache(session, &options.cache)?);
+    progress.doing(format!("asking which of {} paths are missing", paths.len()));
+    let mut states = already_there(session, &options.cache, &paths).await?;
+    tracing::debug!(present = states.len(), "asked what is missing");
+    let order: Vec<StorePath> = paths.iter().map(|info| info.path.clone()).collect();
+    let missing: Vec<PathInfo> = paths.into_iter().filter(|info| !states.contains_key(&info.path)).collect();
+
+    let mut pushes = Vec::new();
+    for part in plan::announcements(missing) {
+        let (back, announced) = one(session, options, &greeting, local, part, &mut report, progress).await?;
+        local = back;
+        pushes.push(announced);
+    }
+
+    let deadline = Instant::now() + options.timeout;
+    let until = if options.wait { Until::Terminal } else { Until::Settled };
+    for (handle, mut lost) in pushes {
+        report.pushes.push(handle.id.clone());
+        let Waited { status, timed_out } =
+            wait::wait(&session.api, &handle, until, deadline, &lost, progress).await?;
+        report.timed_out |= timed_out;
+        report.notices.extend(status.notices.iter().map(|notice| printable(notice)));
+        for status in status.paths {
+            // one that was lost on the way may have come with another push, or have been decided without its bytes
+            if let Some(message) = lost.remove(&status.path).filter(|_| status.state == PathState::Wanted) {
+                report.failed.push(Failed { path: status.path.clone(), message });
+            }
+            states.insert(status.path.clone(), status);
+        }
+    }
+    // the temporary roots, which keep the paths from being collected, end with the connection
+    drop(local);
+    report.paths = order.iter().filter_map(|path| states.remove(path)).collect();
+    let mut seen = std::collections::HashSet::new();
+    report.notices.retain(|notice| seen.insert(notice.clone()));
+    progress.finish();
+    Ok(report)
+}
+
+/// The store on this machine, with what is pushed kept from being collected.
+struct Local {
+    daemon: Daemon,
+    location: StoreLocation,
+}
+
+impl Local {
+    /// Opens the store and reads the closures of the roots, references first.
+    fn open(roots: &[String]) -> Result<(Self, Vec<PathInfo>), PushError> {
+        let location = StoreLocation::from_env()?;
+        let mut daemon = Daemon::connect(&location)?;
+        let roots = roots.iter().map(|root| location.resolve_root(root)).collect::<Result<Vec<_>, _>>()?;
+        for root in &roots {
+            // its references are kept with it
+            daemon.add_temp_root(root)?;
+        }
+        let paths = closure(&mut daemon, roots)?;
+        Ok((Self { daemon, location }, paths))
+    }
+}
+
+/// Asks which paths the cache, or an upstream of it, has, and returns their states.
+async fn already_there(
+    session: &Session,
+    cache: &str,
+    paths: &[PathInfo],
+) -> Result<HashMap<StorePath, PathStatus>, PushError> {
+    let mut states = HashMap::new();
+    for part in paths.chunks(MAX_PATHS) {
+        let ask = |info: &PathInfo| MissingPath { path: info.path.clone(), nar_hash: info.nar_hash };
+        let answer =
+            session.api.missing(cache, &MissingQuery { paths: part.iter().map(ask).collect() }).await?;
+        let missing: std::collections::HashSet<_> = answer.missing.into_iter().collect();
+        let upstream: std::collections::HashSet<_> = answer.upstream.into_iter().collect();
+        for info in part.iter().filter(|info| !missing.contains(&info.path)) {
+            let state =
+                if upstream.contains(&info.path) { PathState::Upstream } else { PathState::Published };
+            let path = info.path.clone();
+            let status = PathStatus { path, state, code: None, message: None, waits_for: Vec::new() };
+            states.insert(info.path.clone(), status);
+        }
+    }
+    Ok(states)
+}
+
+/// Announces some paths and sends what the gateway wants of them. Returns the push, and the paths whose bytes didn't get
+/// there with the reason.
+async fn one(
+    session: &Session,
+    options: &Options,
+    greeting: &Greeting,
+    local: Local,
+    paths: Vec<PathInfo>,
+    report: &mut Report,
+    progress: &Progress,
+) -> Result<(Local, (PushHandle, HashMap<StorePath, String>)), PushError> {
+    progress.doing(format!("announcing {} paths", paths.len()));
+    let Local { mut daemon, location } = local;
+    let derivers = derivations::derivers(&paths);
+    let listing = spawn_blocking(move || derivations::list(&mut daemon, derivers).map(|list| (daemon, list)));
+    let mut nonce = [0; 16];
+    getrandom::fill(&mut nonce).map_err(PushError::Random)?;
+    // Signing and sealing keep this thread busy (some 25 µs per path, on all cores); nothing else runs on it meanwhile.
+    let claims = announce::sign(&paths, &session.key);
+    tracing::debug!("signed");
+    let (daemon, list) = listing.await??;
+    tracing::debug!(derivations = list.derivations.len(), "read the derivations");
+    report.notices.extend(about_derivations(&list));
+
+    let named = list.derivations.iter().map(|listed| listed.path.clone()).collect();
+    let audience = Audience { gateway: session.gateway.id.clone(), cache: options.cache.clone() };
+    let envelope = announce::seal(audience, claims, named, &session.key, clock::now(), nonce);
+    let (push, status) =
+        session.api.announce(&options.cache, envelope).await.map_err(|e| greeting.explain(e))?;
+
+    tracing::debug!(push = push.id, wanted = status.wanted.len(), "announced");
+
+    let uploader = Uploader {
+        api: session.api.clone(),
+        push,
+        location: location.clone(),
+        progress: progress.clone(),
+        jobs: options.jobs.unwrap_or_else(default_jobs),
+        level: options.level,
+    };
+    let bodies = derivations::bodies(list.derivations, &status.wanted_derivations);
+    if !bodies.is_empty() {
+        progress.doing(format!("sending {} derivations", bodies.iter().map(Vec::len).sum::<usize>()));
+        report.notices.extend(uploader.derivations(bodies).await?.iter().map(|notice| printable(notice)));
+    }
+    tracing::debug!("sent the derivations");
+    let nars = plan::wanted(&paths, &status.wanted);
+    let sent = if nars.is_empty() {
+        Sent::default()
+    } else {
+        progress.sending(format!("sending {} paths", nars.len()), nars.iter().map(|nar| nar.size).sum());
+        uploader.nars(plan::requests(nars, uploader.jobs)).await?
+    };
+    tracing::debug!(nars = sent.nars, bytes = sent.body_bytes, "sent the NARs");
+    report.traffic.add(&sent);
+    Ok((Local { daemon, location }, (uploader.push, lost(&paths, sent))))
+}
+
+/// The paths whose bytes didn't get to the gateway, and why.
+fn lost(paths: &[PathInfo], sent: Sent) -> HashMap<StorePath, String> {
+    let mut why: HashMap<Sha256, String> = HashMap::new();
+    why.extend(sent.unsent.into_iter().map(|(nar, why)| (nar.hash, why)));
+    why.extend(sent.refused.into_iter().map(|(nar, error)| {
+        (nar.hash, format!("{} [{}]", printable(&error.message), printable(&error.code)))
+    }));
+    // several paths may have the same bytes
+    paths.iter().filter_map(|info| Some((info.path.clone(), why.get(&info.nar_hash)?.clone()))).collect()
+}
+
+fn about_derivations(list: &derivations::List) -> Vec<String> {
+    let mut notices = Vec::new();
+    if let [first, ..] = list.missing.as_slice() {
+        notices.push(format!(
+            "{} derivations are no longer in this store, such as `{first}`: paths that were built from them may be held \
+             until somebody who has them pushes",
+            list.missing.len()
+        ));
+    }
+    if list.left_out > 0 {
+        notices.push(format!(
+            "{} derivations are too many for one push; push fewer paths at once",
+            list.derivations.len() + list.left_out
+        ));
+    }
+    notices
+}

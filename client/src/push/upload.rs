@@ -1,0 +1,301 @@
+//! Sends the NARs of one push: several requests at once, each repeated while that can help. Doesn't know why the gateway
+//! wants them, nor what they come to in the end: the status says that.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use pushgate_formats::{
+    StorePath,
+    api::{ErrorBody, Uploaded},
+};
+use reqwest::Body;
+use tokio::task::{JoinSet, spawn_blocking};
+
+use super::{
+    PushError,
+    compress::{PackError, Packer, pack_large},
+    derivations::{self, Listed},
+    framing::{self, Pieces, Sink},
+    plan::{Nar, Work},
+};
+use crate::{
+    api::{Api, ApiError, PushHandle, Tries, Until},
+    nix::StoreLocation,
+    progress::Progress,
+};
+
+/// A gateway that takes no byte, and gives no answer, for so long isn't waited for.
+const STALL: Duration = Duration::from_secs(180);
+
+/// The pause before asking again for a place among the uploads.
+const TURN: Duration = Duration::from_secs(1);
+
+/// Sends what one push needs.
+#[derive(Clone)]
+pub(super) struct Uploader {
+    pub(super) api: Api,
+    pub(super) push: PushHandle,
+    pub(super) location: StoreLocation,
+    pub(super) progress: Progress,
+    /// Requests at once.
+    pub(super) jobs: usize,
+    /// Compression level of zstd.
+    pub(super) level: i32,
+}
+
+/// What came of sending.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Sent {
+    /// NARs that the gateway took.
+    pub(super) nars: u64,
+    /// Bytes of these NARs.
+    pub(super) nar_bytes: u64,
+    /// Bytes of all bodies.
+    pub(super) body_bytes: u64,
+    /// NARs that couldn't be sent, and why.
+    pub(super) unsent: Vec<(Nar, String)>,
+    /// NARs that the gateway didn't take.
+    pub(super) refused: Vec<(Nar, ErrorBody)>,
+}
+
+impl Sent {
+    pub(super) fn add(&mut self, other: Self) {
+        self.nars += other.nars;
+        self.nar_bytes += other.nar_bytes;
+        self.body_bytes += other.body_bytes;
+        self.unsent.extend(other.unsent);
+        self.refused.extend(other.refused);
+    }
+}
+
+type Queue<T> = Arc<Mutex<VecDeque<T>>>;
+
+fn next<T>(queue: &Queue<T>) -> Option<T> {
+    // a thread that panicked while it held the lock has only taken an item
+    queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+}
+
+impl Uploader {
+    /// Sends NARs: large ones one after another, since each keeps all cores busy, batches of small ones beside them.
+    pub(super) async fn nars(&self, work: Work) -> Result<Sent, PushError> {
+        let mut tasks = JoinSet::new();
+        let batches = Arc::new(Mutex::new(work.batches));
+        let large = Arc::new(Mutex::new(work.large));
+        if !large.lock().is_ok_and(|queue| queue.is_empty()) {
+            let uploader = self.clone();
+            tasks.spawn(async move {
+                let mut sent = Sent::default();
+                while let Some(nar) = next(&large) {
+                    sent.add(uploader.large(nar).await?);
+                }
+                Ok::<_, PushError>(sent)
+            });
+        }
+        let jobs = self.jobs.min(batches.lock().map_or(1, |queue| queue.len()));
+        for _ in 0..jobs {
+            let (uploader, batches) = (self.clone(), batches.clone());
+            let mut packer = Packer::new(self.level).map_err(PushError::Compression)?;
+            tasks.spawn(async move {
+                let mut sent = Sent::default();
+                while let Some(batch) = next(&batches) {
+                    let (used, one) = uploader.batch(packer, batch).await?;
+                    packer = used;
+                    sent.add(one);
+                }
+                Ok(sent)
+            });
+        }
+        let mut all = Sent::default();
+        while let Some(sent) = tasks.join_next().await {
+            // the first error ends the others: dropping the set aborts them, and their bodies with them
+            all.add(sent.map_err(|e| PushError::Internal(e.to_string()))??);
+        }
+        Ok(all)
+    }
+
+    /// Sends a batch of small NARs in one request.
+    async fn batch(&self, mut packer: Packer, batch: Vec<Nar>) -> Result<(Packer, Sent), PushError> {
+        let mut all = Sent::default();
+        let mut left = batch;
+        let mut failures = 0;
+        loop {
+            let (location, progress) = (self.location.clone(), self.progress.clone());
+            let batch = left.clone();
+            let produce = move |sink: &mut Sink| {
+                let mut unsent = Vec::new();
+                for nar in batch {
+                    match packer.pack(&location.physical(&nar.path), &nar, sink) {
+                        Ok(()) => progress.sent(nar.size),
+                        Err(PackError::Closed(_)) => break,
+                        Err(error) => unsent.push((nar, error.to_string())),
+                    }
+                }
+                let _ = sink.flush(); // fails only where the request has ended
+                (packer, unsent)
+            };
+            let (answer, bytes, (used, unsent)) =
+                stream(|body| self.api.send_nars(&self.push, body), &self.api, produce).await?;
+            packer = used;
+            all.body_bytes += bytes;
+            left.retain(|nar| !unsent.iter().any(|(gone, _)| gone == nar));
+            all.unsent.extend(unsent);
+            if self.judge(answer, &mut left, &mut failures, &mut all).await? {
+                return Ok((packer, all));
+            }
+        }
+    }
+
+    /// Sends a large NAR in a request of its own.
+    async fn large(&self, nar: Nar) -> Result<Sent, PushError> {
+        let mut all = Sent::default();
+        let mut left = vec![nar.clone()];
+        let mut failures = 0;
+        loop {
+            let (location, progress, level) = (self.location.clone(), self.progress.clone(), self.level);
+            let one = nar.clone();
+            let produce = move |sink: &mut Sink| {
+                let packed = pack_large(&location.physical(&one.path), &one, level, sink, &|bytes| {
+                    progress.sent(bytes)
+                });
+                let _ = sink.flush(); // fails only where the request has ended
+                match packed {
+                    Ok(()) | Err(PackError::Closed(_)) => None,
+                    Err(error) => Some(error.to_string()),
+                }
+            };
+            let (answer, bytes, unsent) =
+                stream(|body| self.api.send_nars(&self.push, body), &self.api, produce).await?;
+            all.body_bytes += bytes;
+            if let Some(why) = unsent {
+                left.clear();
+                all.unsent.push((nar.clone(), why));
+            }
+            if self.judge(answer, &mut left, &mut failures, &mut all).await? {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Takes the gateway's answer to a request for `left`. Says whether that was all; otherwise `left` is what is
+    /// wanted still and the pause before the next attempt is over.
+    async fn judge(
+        &self,
+        answer: Result<Uploaded, ApiError>,
+        left: &mut Vec<Nar>,
+        failures: &mut u32,
+        all: &mut Sent,
+    ) -> Result<bool, PushError> {
+        let error = match answer {
+            Ok(answer) => {
+                for result in answer.nars {
+                    // a record that was given up is refused too, but why is known better here
+                    let Some(nar) = left.iter().find(|nar| nar.hash == result.nar_hash) else { continue };
+                    match result.error {
+                        None => {
+                            all.nars += 1;
+                            all.nar_bytes += nar.size;
+                        }
+                        Some(error) => all.refused.push((nar.clone(), error)),
+                    }
+                }
+                return Ok(true);
+            }
+            Err(error) => error,
+        };
+        if error.is_turn() {
+            // other pushes of the same submitter take their turns too; theirs end, or are given up by the gateway
+            tokio::time::sleep(TURN).await;
+            return Ok(false);
+        }
+        let Some(pause) = Tries::Many.pause(*failures).filter(|_| error.is_transient()) else {
+            return Err(error.into());
+        };
+        *failures += 1;
+        tracing::debug!(%error, ?pause, "sending again");
+        tokio::time::sleep(pause).await;
+        // what arrived before the connection broke need not be sent again
+        let wanted = self.api.push(&self.push, 0, Until::Settled).await?.wanted;
+        let before = left.len();
+        left.retain(|nar| wanted.contains(&nar.hash));
+        if left.len() < before {
+            // it goes on, if haltingly
+            *failures = 0;
+        }
+        Ok(left.is_empty())
+    }
+
+    /// Sends derivations, one body after another, and returns what the person should know about them.
+    pub(super) async fn derivations(&self, bodies: Vec<Vec<Listed>>) -> Result<Vec<String>, PushError> {
+        let mut notices = Vec::new();
+        for body in bodies {
+            let body = Arc::new(body);
+            let mut failures = 0;
+            let (taken, unread) = loop {
+                let (location, level, listed) = (self.location.clone(), self.level, body.clone());
+                let produce = move |sink: &mut Sink| derivations::write(&location, &listed, level, sink);
+                let (answer, _, unread) =
+                    stream(|body| self.api.send_derivations(&self.push, body), &self.api, produce).await?;
+                match (answer, unread) {
+                    (Ok(taken), unread) => break (taken, unread.map_err(PushError::Compression)?),
+                    (Err(error), _) => {
+                        let pause = Tries::Many.pause(failures).filter(|_| error.is_transient());
+                        let Some(pause) = pause else { return Err(error.into()) };
+                        failures += 1;
+                        tokio::time::sleep(pause).await;
+                    }
+                }
+            };
+            notices.extend(unread.iter().map(|path: &StorePath| format!("the derivation `{path}` is gone")));
+            notices.extend(taken.refused.into_iter().map(|error| {
+                let about = error.path.map(|path| format!("`{path}`: ")).unwrap_or_default();
+                format!("a derivation was refused: {about}{} [{}]", error.message, error.code)
+            }));
+        }
+        Ok(notices)
+    }
+}
+
+/// Sends a body that a thread produces while it is sent. Returns the answer, the number of bytes sent and what the
+/// thread returned.
+async fn stream<T, R, F>(
+    send: impl FnOnce(Body) -> F,
+    api: &Api,
+    produce: impl FnOnce(&mut Sink) -> R + Send + 'static,
+) -> Result<(Result<T, ApiError>, u64, R), PushError>
+where
+    F: Future<Output = Result<T, ApiError>>,
+    R: Send + 'static,
+{
+    let (mut sink, pieces) = framing::body();
+    // the sink is dropped with the closure, which ends the body
+    let producer = spawn_blocking(move || produce(&mut sink));
+    let answer = watched(send(Body::wrap_stream(pieces.clone())), &pieces, api).await;
+    // with the answer the request is over, whether or not the whole body was read
+    pieces.close();
+    let produced = producer.await.map_err(|e| PushError::Internal(e.to_string()))?;
+    Ok((answer, pieces.sent(), produced))
+}
+
+/// Waits for an answer for as long as bytes move.
+async fn watched<T>(
+    request: impl Future<Output = Result<T, ApiError>>,
+    pieces: &Pieces,
+    api: &Api,
+) -> Result<T, ApiError> {
+    let mut request = std::pin::pin!(request);
+    let mut seen = 0;
+    loop {
+        if let Ok(answer) = tokio::time::timeout(STALL, &mut request).await {
+            return answer;
+        }
+        let now = pieces.sent();
+        if now == seen {
+            return Err(ApiError::Stalled { url: api.base().to_owned(), seconds: STALL.as_secs() });
+        }
+        seen = now;
+    }
+}
