@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Context;
+use pushgate_formats::StorePath;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use crate::{
@@ -39,6 +40,8 @@ pub struct App {
     pub uploads: Arc<Semaphore>,
     /// NARs examined at once: one a core.
     pub examining: Arc<Semaphore>,
+    /// Paths whose narinfos are written but perhaps not durable, by cache.
+    pub revealed: Mutex<Vec<(String, Vec<StorePath>)>>,
     /// Asks for a sweep soon.
     pub sweep: Notify,
     /// True once the gateway stops.
@@ -125,6 +128,7 @@ impl App {
             examining: Arc::new(Semaphore::new(
                 std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
             )),
+            revealed: Mutex::default(),
             sweep: Notify::new(),
             stopping: watch::channel(false).0,
             background: Background::default(),
@@ -189,6 +193,7 @@ impl App {
     pub async fn stop(&self) {
         self.stopping.send_replace(true);
         self.background.finish().await;
+        recover::mark_revealed(self).await;
     }
 }
 

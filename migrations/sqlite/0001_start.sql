@@ -43,7 +43,8 @@ CREATE TABLE invites (
     created INTEGER NOT NULL,
     expires INTEGER NOT NULL,
     key_expires INTEGER,
-    used    INTEGER
+    used    INTEGER,
+    used_by TEXT                         -- the key: its own second try, after a lost answer, succeeds
 ) STRICT;
 
 CREATE TABLE pushes (

@@ -186,9 +186,9 @@ impl Blobs for Directory {
         self.reveal(&tmp.0, cache, name)
     }
 
-    fn publish_bytes(&self, cache: &str, name: &str, contents: &[u8]) -> io::Result<()> {
+    fn publish_stream(&self, cache: &str, name: &str, contents: &mut dyn Read) -> io::Result<()> {
         let tmp = Temporary(self.tmp());
-        create(&tmp.0, 0o644)?.write_all(contents)?;
+        io::copy(contents, &mut create(&tmp.0, 0o644)?)?;
         self.reveal(&tmp.0, cache, name)
     }
 

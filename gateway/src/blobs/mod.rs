@@ -62,8 +62,12 @@ pub trait Blobs: Send + Sync + 'static {
     /// what is published is what was checked. Nothing stays visible of a failed attempt. Publishing the same again is
     /// no error. Durable only after [`Blobs::sync`].
     fn publish_pack(&self, cache: &str, name: &str, from: &PackRange, hash: &Sha256) -> io::Result<()>;
-    /// Publishes a small file, whole or not at all, in place of an earlier one. Durable only after [`Blobs::sync`].
-    fn publish_bytes(&self, cache: &str, name: &str, contents: &[u8]) -> io::Result<()>;
+    /// Publishes a file, whole or not at all, in place of an earlier one. Durable only after [`Blobs::sync`].
+    fn publish_stream(&self, cache: &str, name: &str, contents: &mut dyn Read) -> io::Result<()>;
+    /// The same for contents in memory.
+    fn publish_bytes(&self, cache: &str, name: &str, mut contents: &[u8]) -> io::Result<()> {
+        self.publish_stream(cache, name, &mut contents)
+    }
     /// Whether a file is published.
     fn is_published(&self, cache: &str, name: &str) -> io::Result<bool>;
     /// Makes everything published so far durable.

@@ -22,6 +22,9 @@ pub enum CompressionError {
     Truncated,
 }
 
+/// Largest idle context kept for a thread, in bytes.
+const MAX_IDLE: usize = 1 << 20;
+
 /// First bytes of a zstd frame.
 const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
@@ -120,7 +123,9 @@ impl Decompressor {
                 if *in_frame || *magic != 0 || *frames == 0 {
                     return Err(CompressionError::Truncated);
                 }
+                // one that a large window made large isn't kept
                 if let Some(mut done) = context.take()
+                    && done.sizeof() <= MAX_IDLE
                     && done.reset(ResetDirective::SessionOnly).is_ok()
                 {
                     IDLE.set(Some(done));

@@ -210,12 +210,29 @@ pub struct Examined {
     pub digests: BTreeMap<DigestWanted, DigestFound>,
     /// Where the NAR is a file with a derivation's form: what the derivation refers to.
     pub derivation_references: Option<BTreeSet<StorePath>>,
-    /// zstd of the `.ls` listing; `None` where it is too large or names can't be told in JSON.
+    /// The `.ls` listing; `None` where it is too large or names can't be told in JSON.
     #[serde(skip)]
-    pub listing: Option<Vec<u8>>,
+    pub listing: Option<Listing>,
     /// Contents of the single file, where they were asked for.
     #[serde(skip)]
     pub contents: Option<Vec<u8>>,
+}
+
+/// A `.ls` listing in memory.
+#[derive(Debug, Clone)]
+pub enum Listing {
+    Plain(Vec<u8>),
+    Zstd(Vec<u8>),
+}
+
+impl Listing {
+    /// The text, to be written in pieces.
+    pub fn reader(&self) -> std::io::Result<Box<dyn std::io::Read + '_>> {
+        Ok(match self {
+            Self::Plain(text) => Box::new(text.as_slice()),
+            Self::Zstd(packed) => Box::new(zstd::stream::read::Decoder::new(packed.as_slice())?),
+        })
+    }
 }
 
 /// JSON has no maps with such keys: as a list of pairs.
@@ -435,13 +452,11 @@ struct BoundedZstd {
 impl BoundedZstd {
     const PLAIN: usize = 64 << 10;
 
-    /// zstd of what was written; `None` where it was too much.
-    fn finish(self) -> Option<Vec<u8>> {
-        let packed = match self.packed {
-            Some(encoder) => encoder.finish().ok()?,
-            None => zstd::bulk::compress(&self.plain, 1).ok()?,
-        };
-        (!self.overflow && packed.len() <= MAX_LISTING).then_some(packed)
+    /// What was written; `None` where it was too much.
+    fn finish(self) -> Option<Listing> {
+        let Some(encoder) = self.packed else { return Some(Listing::Plain(self.plain)) };
+        let packed = encoder.finish().ok()?;
+        (!self.overflow && packed.len() <= MAX_LISTING).then_some(Listing::Zstd(packed))
     }
 }
 

@@ -572,7 +572,7 @@ async fn settle(app: &Arc<App>, cache: &Arc<Cache>, round: Round) -> Result<Vec<
     Ok(paths)
 }
 
-/// Writes narinfos and, once they are durable, marks them so: what the hot path and recovery both go through.
+/// Writes narinfos, to be marked as visible once they are durable: what the hot path and recovery both go through.
 pub async fn reveal(app: &Arc<App>, cache: &Arc<Cache>, published: Vec<Published>) -> Result<(), JudgeError> {
     if published.is_empty() {
         return Ok(());
@@ -581,22 +581,6 @@ pub async fn reveal(app: &Arc<App>, cache: &Arc<Cache>, published: Vec<Published
     let (blobs, name) = (app.blobs.clone(), cache.name.clone());
     tokio::task::spawn_blocking(move || published.iter().try_for_each(|p| p.reveal(&name, blobs.as_ref())))
         .await??;
-    let (app, cache) = (app.clone(), cache.clone());
-    app.clone().background.spawn(async move {
-        let blobs = app.blobs.clone();
-        let synced = tokio::task::spawn_blocking(move || blobs.sync()).await;
-        match synced {
-            Ok(Ok(())) => {
-                if let Err(e) = app.db.mark_visible(&cache.name, &paths).await {
-                    tracing::warn!(
-                        error = &e as &dyn std::error::Error,
-                        "narinfos stay marked as unfinished"
-                    );
-                }
-            }
-            Ok(Err(e)) => tracing::warn!(error = %e, "narinfos stay marked as unfinished"),
-            Err(e) => tracing::warn!(error = %e, "narinfos stay marked as unfinished"),
-        }
-    });
+    app.revealed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((cache.name.clone(), paths));
     Ok(())
 }

@@ -3,8 +3,6 @@
 //! Order: NAR object and listing, made durable; then leaf and row in one transaction; then the narinfo. The narinfo's
 //! text is the gateway's own, from values that it verified.
 
-use std::io::Read;
-
 use pushgate_formats::{
     Sha256, StorePath,
     content_address::ContentAddress,
@@ -133,15 +131,18 @@ impl Publishable {
         let nar = self.nar.nar();
         // also where a file of that name is there: after a power cut it may be shorter than its name says
         blobs.publish_pack(&cache.name, &self.url(), &nar.range, &nar.examined.file_hash)?;
+        let again;
         let listing = match &nar.examined.listing {
-            Some(listing) => Some(listing.clone()),
+            Some(listing) => Some(listing),
             // not kept over a restart: made again from the same bytes
-            None => examine_again(blobs, nar, Plan::default())?.listing,
+            None => {
+                again = examine_again(blobs, nar, Plan::default())?;
+                again.listing.as_ref()
+            }
         };
         if let Some(listing) = listing {
-            let mut text = Vec::new();
-            zstd::stream::read::Decoder::new(listing.as_slice())?.read_to_end(&mut text)?;
-            blobs.publish_bytes(&cache.name, &format!("{}.ls", self.path().hash_part()), &text)?;
+            let name = format!("{}.ls", self.path().hash_part());
+            blobs.publish_stream(&cache.name, &name, &mut listing.reader()?)?;
         }
         Ok(())
     }

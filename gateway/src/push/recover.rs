@@ -55,6 +55,30 @@ pub async fn judge_open(app: &Arc<App>) -> Result<(), JudgeError> {
     Ok(())
 }
 
+/// Marks published paths as visible once their narinfos are durable. One wait serves all that were written since the last
+/// time; until it is over a restart writes them again.
+pub async fn mark_revealed(app: &App) {
+    let written =
+        std::mem::take(&mut *app.revealed.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    if written.is_empty() {
+        return;
+    }
+    let blobs = app.blobs.clone();
+    let synced = match tokio::task::spawn_blocking(move || blobs.sync()).await {
+        Ok(synced) => synced,
+        Err(e) => Err(std::io::Error::other(e)),
+    };
+    if let Err(e) = synced {
+        tracing::warn!(error = %e, "narinfos stay marked as unfinished");
+        return;
+    }
+    for (cache, paths) in written {
+        if let Err(e) = app.db.mark_visible(&cache, &paths).await {
+            tracing::warn!(error = &e as &dyn std::error::Error, "narinfos stay marked as unfinished");
+        }
+    }
+}
+
 /// Sweeps and looks again, as long as the gateway runs.
 pub async fn tend(app: Arc<App>) {
     let mut stopping = app.stopping.subscribe();
@@ -66,11 +90,12 @@ pub async fn tend(app: Arc<App>) {
             _ = tick.tick() => true,
             () = app.sweep.notified() => {
                 // a burst of publications needs one sweep
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(500)).await;
                 false
             }
             () = stopped(&mut stopping) => return,
         };
+        mark_revealed(&app).await;
         if let Err(e) = sweep(&app).await {
             tracing::warn!(error = &e as &dyn std::error::Error, "sweeping failed");
         }

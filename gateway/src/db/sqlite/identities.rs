@@ -83,8 +83,20 @@ impl Sqlite {
         .bind(sql(now))
         .fetch_optional(&mut *tx)
         .await?;
-        let Some(invite) = invite else { return Ok(Redeemed::Invalid) };
         let public = STANDARD.encode(key.bytes());
+        let Some(invite) = invite else {
+            // the very key that used it asks again: its first answer was lost
+            let again =
+                sqlx::query("SELECT name, role FROM invites WHERE code = ? AND used_by = ? AND expires > ?")
+                    .bind(code.base32())
+                    .bind(&public)
+                    .bind(sql(now))
+                    .fetch_optional(&mut *tx)
+                    .await?;
+            let Some(again) = again else { return Ok(Redeemed::Invalid) };
+            let role = Role::parse(&again.try_get::<String, _>(1)?)?;
+            return Ok(Redeemed::Enrolled { identity: again.try_get(0)?, role });
+        };
         let taken: Option<String> = sqlx::query_scalar(
             "SELECT 'key' FROM keys WHERE public = ?1 \
              UNION ALL SELECT 'key' FROM caches WHERE substr(public_key, instr(public_key, ':') + 1) = ?1 \
@@ -127,8 +139,9 @@ impl Sqlite {
         .bind(role.as_str())
         .execute(&mut *tx)
         .await?;
-        sqlx::query("UPDATE invites SET used = ? WHERE code = ?")
+        sqlx::query("UPDATE invites SET used = ?, used_by = ? WHERE code = ?")
             .bind(sql(now))
+            .bind(&public)
             .bind(code.base32())
             .execute(&mut *tx)
             .await?;

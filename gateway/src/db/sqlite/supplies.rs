@@ -163,8 +163,9 @@ impl Sqlite {
     /// One transaction: a crash leaves all of the batch or nothing of it.
     pub(super) async fn insert_derivations(&self, identity: i64, rows: &[DerivationRow]) -> Result<()> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        let mut compressor = zstd::bulk::Compressor::new(1).map_err(sqlx::Error::Io)?;
         for row in rows {
-            let text = zstd::bulk::compress(&row.text, 1).map_err(sqlx::Error::Io)?;
+            let text = compressor.compress(&row.text).map_err(sqlx::Error::Io)?;
             sqlx::query(
                 "INSERT INTO derivations (path, text, facts) VALUES (?, ?, ?) \
                  ON CONFLICT (path) DO UPDATE SET facts = coalesce(facts, excluded.facts)",
