@@ -9,6 +9,8 @@ use crate::push::MAX_JOBS;
 /// Nix keeps everything that it builds in /nix/store. A binary cache is a web server from which other machines fetch such
 /// paths instead of building them again. A pushgate gateway fills such a cache: it takes paths from people that it knows,
 /// checks them, and publishes those that its rules allow.
+///
+/// PUSHGATE_LOG=debug in the environment tells on standard error what goes on.
 #[derive(Debug, Parser)]
 #[command(name = "pushgate", version, max_term_width = 100, arg_required_else_help = true)]
 pub struct Cli {
@@ -26,12 +28,14 @@ pub enum Command {
 /// Make yourself known to a gateway, once per machine
 ///
 /// Makes a key that stays on this machine and enrols it with the invite that the gateway's admin gave you. Settings and
-/// key are kept below ~/.config/pushgate.
+/// key are kept in ~/.config/pushgate, or $XDG_CONFIG_HOME/pushgate.
+///
+/// Exit codes: 0 joined, 1 error, 2 wrong arguments.
 #[derive(Debug, Args)]
 pub struct Join {
     /// The gateway's address, such as https://cache.example.org
     pub url: String,
-    /// The one-time code from the gateway's admin
+    /// The one-time code from the gateway's admin; in the environment, other users of this machine can't see it
     #[arg(long, value_name = "CODE", env = "PUSHGATE_INVITE", hide_env_values = true)]
     pub invite: String,
     /// A name for the key; by default from user and host, such as alice-laptop-1
@@ -77,7 +81,7 @@ pub struct Push {
 
 /// Ask what became of your pushes
 ///
-/// Exit codes: 0, 1 error, 2 wrong arguments, 3 something of what you asked for was rejected.
+/// Exit codes: 0 here is the answer, 1 error, 2 wrong arguments, 3 something of what you asked for was rejected.
 #[derive(Debug, Args)]
 pub struct Status {
     /// A push, by the id that `push` prints, or a path; without it, your recent pushes

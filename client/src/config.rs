@@ -2,8 +2,9 @@
 //! `$XDG_CONFIG_HOME/pushgate`. Doesn't hold secrets: keys are files of their own ([`crate::keyfile`]).
 
 use std::{
-    fs::File,
+    fs::{DirBuilder, File},
     io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -85,7 +86,8 @@ impl Config {
     /// The gateway with this address, or the first.
     pub fn choose(&self, url: Option<&str>) -> Result<&Gateway, ConfigError> {
         let Some(first) = self.gateways.first() else { return Err(ConfigError::NotJoined) };
-        let Some(url) = url else { return Ok(first) };
+        // a variable that is set to nothing means the same as one that isn't set
+        let Some(url) = url.filter(|url| !url.is_empty()) else { return Ok(first) };
         let wanted = normal_url(url)?;
         self.gateways.iter().find(|g| g.url == wanted).ok_or_else(|| ConfigError::UnknownGateway {
             wanted,
@@ -134,7 +136,8 @@ impl ConfigDir {
         &self.path
     }
 
-    fn file(&self) -> PathBuf {
+    /// The settings.
+    pub fn file(&self) -> PathBuf {
         self.path.join(FILE)
     }
 
@@ -161,7 +164,8 @@ impl ConfigDir {
     /// Makes the directory and keeps other clients from changing it while the answer lives.
     pub fn lock(&self) -> Result<Lock, ConfigError> {
         let failed = |source| ConfigError::Write { path: self.path.clone(), source };
-        std::fs::create_dir_all(&self.path).map_err(failed)?;
+        // nobody else has any business among the keys
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(failed)?;
         let file = File::options()
             .write(true)
             .create(true)
@@ -194,6 +198,8 @@ pub struct Lock {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use rstest::rstest;
 
     use super::*;
@@ -213,9 +219,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir = ConfigDir::at(dir.path().join("deep/pushgate"));
         assert_eq!(dir.load().unwrap(), Config::default());
+        let mode = |dir: &ConfigDir| std::fs::metadata(dir.path()).unwrap().permissions().mode();
         let config = Config { gateways: vec![gateway("http://a"), gateway("https://b/x")] };
         dir.save(&config, &dir.lock().unwrap()).unwrap();
         assert_eq!(dir.load().unwrap(), config);
+        assert_eq!(mode(&dir) & 0o777, 0o700);
         dir.save(&Config::default(), &dir.lock().unwrap()).unwrap();
         assert_eq!(dir.load().unwrap(), Config::default());
     }
@@ -236,6 +244,7 @@ mod tests {
     fn the_first_gateway_is_the_default() {
         let config = Config { gateways: vec![gateway("http://a"), gateway("https://b:8443/x")] };
         assert_eq!(config.choose(None).unwrap().url, "http://a");
+        assert_eq!(config.choose(Some("")).unwrap().url, "http://a");
         assert_eq!(config.choose(Some("HTTPS://B:8443/x/")).unwrap().url, "https://b:8443/x");
         let error = config.choose(Some("http://c")).unwrap_err();
         assert_eq!(

@@ -28,8 +28,11 @@ pub enum JoinError {
     Name(#[from] KeyError),
     #[error(transparent)]
     Api(#[from] ApiError),
-    #[error("the gateway `{url}` is joined already, as `{submitter}` with the key `{key}`; just push")]
-    Already { url: String, submitter: String, key: String },
+    #[error(
+        "the gateway `{url}` is joined already, as `{submitter}` with the key `{key}`: just push; for a new key, remove its \
+         `[[gateway]]` entry from `{config}` first"
+    )]
+    Already { url: String, submitter: String, key: String, config: String },
     #[error("`{0}.key` belongs to a gateway joined before; choose another name with `--name`")]
     NameTaken(KeyName),
     #[error(
@@ -59,6 +62,7 @@ pub async fn join(dir: &ConfigDir, url: &str, code: &str, name: Option<&str>) ->
         url: gateway.url.clone(),
         submitter: gateway.submitter.clone(),
         key: gateway.key_file.display().to_string(),
+        config: dir.file().display().to_string(),
     };
     if let Some(gateway) = config.gateways.iter().find(|g| g.url == url) {
         return Err(already(gateway));

@@ -22,13 +22,18 @@ pub enum KeyFileError {
         #[source]
         source: io::Error,
     },
-    #[error("the key file `{path}` can't be read")]
+    #[error(
+        "the key file `{path}` can't be read; if it is lost, remove the gateway's entry from `config.toml` and join again"
+    )]
     Read {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    #[error("the key file `{path}` is no secret key; join again")]
+    #[error(
+        "the key file `{path}` is no secret key; if it is lost, move the file away, remove the gateway's entry from `config.toml` \
+         and join again"
+    )]
     Content {
         path: PathBuf,
         #[source]
@@ -62,6 +67,8 @@ pub fn create(dir: &Path, key: &SecretKey) -> Result<PathBuf, KeyFileError> {
     let path = dir.join(file_name(key.name()));
     let temporary = dir.join(format!(".{}.{}.tmp", file_name(key.name()), std::process::id()));
     let failed = |source| KeyFileError::Write { path: path.clone(), source };
+    // left by a process that had the same number, in another container perhaps
+    let _ = std::fs::remove_file(&temporary);
     let written = write_new(&temporary, format!("{}\n", key.to_file_text()).as_bytes());
     let linked = written.and_then(|()| std::fs::hard_link(&temporary, &path));
     // the temporary name has done its work either way

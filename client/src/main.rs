@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Parser;
 use pushgate_client::{
+    api::printable,
     cli::{Cli, Command, Join, Push, Status},
     clock,
     config::ConfigDir,
@@ -32,8 +33,9 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            // one line, with its causes
-            eprintln!("error: {error:#}");
+            // one line, with its causes, each fit for a terminal wherever its text comes from
+            let causes: Vec<_> = error.chain().map(|cause| printable(&cause.to_string())).collect();
+            eprintln!("error: {}", causes.join(": "));
             Exit::Error.into()
         }
     }

@@ -6,7 +6,12 @@ use std::{collections::BTreeMap, fmt::Write, process::ExitCode};
 use indicatif::{BinaryBytes, HumanCount};
 use pushgate_formats::api::{PathState, PathStatus, PushStatus, PushSummary};
 
-use crate::{api::printable, join::Joined, push::Report, status::Answer};
+use crate::{
+    api::{is_hidden, printable},
+    join::Joined,
+    push::Report,
+    status::Answer,
+};
 
 /// Closures of more paths than this are shown without the paths that need no attention.
 const FEW: usize = 30;
@@ -211,6 +216,9 @@ pub fn joined(joined: &Joined) -> String {
             "warning: this machine's clock is {offset} the gateway's; pushes will be refused until it is right"
         );
     }
+    if let Some(warning) = unencrypted(&gateway.url) {
+        let _ = writeln!(out, "warning: {warning}");
+    }
     let other = if joined.is_default { String::new() } else { format!(" --gateway {}", gateway.url) };
     let _ = writeln!(
         out,
@@ -232,12 +240,38 @@ pub fn joined(joined: &Joined) -> String {
     out
 }
 
-/// One JSON document.
+/// One JSON document. What a terminal would act on is escaped, also where JSON doesn't ask for it: the texts in it are a
+/// server's.
 pub fn json(value: &impl serde::Serialize) -> String {
     // reports have string keys and no serialiser that fails
-    let mut out = serde_json::to_string_pretty(value).expect("reports have a JSON form");
+    let text = serde_json::to_string_pretty(value).expect("reports have a JSON form");
+    let mut out = String::with_capacity(text.len() + 1);
+    for c in text.chars() {
+        // line breaks stand between values only, anything else that is hidden in strings only
+        if is_hidden(c) && c != '\n' {
+            let _ = write!(out, "\\u{:04x}", u32::from(c));
+        } else {
+            out.push(c);
+        }
+    }
     out.push('\n');
     out
+}
+
+/// The warning about an address over which anybody can listen.
+fn unencrypted(url: &str) -> Option<String> {
+    let host = url.strip_prefix("http://")?.split(['/', '?']).next()?;
+    let host = host
+        .rsplit_once(':')
+        .filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()))
+        .map_or(host, |x| x.0);
+    let is_local = host == "localhost" || host == "[::1]" || host.starts_with("127.");
+    (!is_local).then(|| {
+        format!(
+            "the line to {url} isn't encrypted: others on it can read what you push and change what you are told; ask \
+             the gateway's admin for an https address"
+        )
+    })
 }
 
 #[cfg(test)]
@@ -315,6 +349,26 @@ mod tests {
         assert_eq!(Exit::of_push(&report), Exit::Rejected);
         assert_eq!([Exit::Accepted as u8, Exit::Error as u8, Exit::Usage as u8], [0, 1, 2]);
         assert_eq!([Exit::Rejected as u8, Exit::TimedOut as u8], [3, 4]);
+    }
+
+    #[test]
+    fn json_has_nothing_that_a_terminal_acts_on() {
+        let texts = ["\u{1b}[31m\n", "\u{9b}2J\u{7f}", "\u{202e}é"];
+        let text = json(&texts);
+        assert!(text.chars().all(|c| c == '\n' || !is_hidden(c)), "{text:?}");
+        assert_eq!(serde_json::from_str::<Vec<String>>(&text).unwrap(), texts);
+    }
+
+    #[test]
+    fn addresses_that_anybody_can_listen_to() {
+        for local in ["https://h", "http://127.0.0.1:8080", "http://localhost", "http://[::1]:80/x"] {
+            assert_eq!(unencrypted(local), None, "{local}");
+        }
+        for open in
+            ["http://h", "http://10.0.0.1:8080", "http://[2001:db8::1]", "http://localhost.example.org/x"]
+        {
+            assert!(unencrypted(open).is_some_and(|warning| warning.contains(open)), "{open}");
+        }
     }
 
     #[test]

@@ -13,6 +13,9 @@ use crate::{
     keyfile::{self, KeyFileError},
 };
 
+/// Most caches named where the wanted one isn't among them.
+const MOST_NAMED: usize = 20;
+
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     #[error(transparent)]
@@ -80,8 +83,13 @@ impl Greeting {
     /// know about it.
     pub fn cache(&self, session: &Session, wanted: &str) -> Result<Option<String>, SessionError> {
         let Some(cache) = self.info.caches.iter().find(|c| c.name == wanted && is_cache_name(wanted)) else {
-            let known: Vec<_> =
-                self.info.caches.iter().map(|c| format!("`{}`", printable(&c.name))).collect();
+            let known: Vec<_> = self
+                .info
+                .caches
+                .iter()
+                .take(MOST_NAMED)
+                .map(|c| format!("`{}`", printable(&c.name)))
+                .collect();
             return Err(SessionError::NoSuchCache {
                 wanted: printable(wanted),
                 known: if known.is_empty() { "none".into() } else { known.join(", ") },

@@ -6,14 +6,18 @@ use pushgate_formats::api::ErrorBody;
 
 /// Longest text of a server that is shown.
 const MAX_SHOWN: usize = 2000;
+const NO_ANSWER: &str = "no answer in time";
 
-/// Text of a server, fit for a terminal: without control characters, nor those that turn the direction of writing, so
-/// that it can't pretend to be something else; bounded.
+/// Whether a terminal would act on the character instead of showing it: control characters, those that turn the
+/// direction of writing, and those without width.
+pub fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// Text of a server, fit for a terminal: without hidden characters, so that it can't pretend to be something else;
+/// bounded.
 pub fn printable(text: &str) -> String {
-    let hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
     let mut out = String::new();
     for c in text.chars() {
         if out.len() >= MAX_SHOWN {
@@ -22,7 +26,7 @@ pub fn printable(text: &str) -> String {
         }
         match c {
             '\n' | '\t' => out.push(' '),
-            c if hidden(c) => {}
+            c if is_hidden(c) => {}
             c => out.push(c),
         }
     }
@@ -56,19 +60,21 @@ impl Refusal {
     fn advice(&self) -> Option<&'static str> {
         Some(match self.code.as_str() {
             "key-unknown" => {
-                "this key isn't enrolled there; ask the gateway's admin for an invite and join again"
+                "ask the gateway's admin for an invite, remove the gateway's entry from `config.toml` and join again"
             }
-            "key-revoked" => "this key was revoked; ask the gateway's admin why, and for a new invite",
-            "key-expired" => "this key is too old; ask the gateway's admin for a new invite and join again",
+            "key-revoked" => {
+                "ask the gateway's admin why; with a new invite, remove the gateway's entry from `config.toml` and \
+                 join again"
+            }
+            "key-expired" => {
+                "ask the gateway's admin for a new invite, remove the gateway's entry from `config.toml` and join again"
+            }
             "key-not-for-cache" | "not-permitted" => {
                 "ask the gateway's admin for access, or choose another cache with `--cache`"
             }
             "key-name-reserved" | "key-enrolled" => "choose another name with `--name`",
             "audience-mismatch" => {
                 "the gateway was set up anew, or answers at the wrong address; ask its admin"
-            }
-            "invite-invalid" => {
-                "an invite works once and for a limited time; ask the gateway's admin for a new one"
             }
             "quota-exceeded" => {
                 "the gateway's quarantine has no room for this; wait until held paths are decided \
@@ -110,7 +116,7 @@ pub enum ApiError {
 impl ApiError {
     pub(super) fn unreachable(base: &str, error: &reqwest::Error) -> Self {
         let why = if error.is_timeout() {
-            "no answer in time".to_owned()
+            NO_ANSWER.to_owned()
         } else {
             // the outer errors only say that sending failed
             let mut cause: &dyn Error = error;
@@ -120,6 +126,11 @@ impl ApiError {
             printable(&cause.to_string())
         };
         Self::Unreachable { url: base.to_owned(), why }
+    }
+
+    /// For an answer that didn't come in time.
+    pub(crate) fn no_answer(base: &str) -> Self {
+        Self::Unreachable { url: base.to_owned(), why: NO_ANSWER.to_owned() }
     }
 
     pub(super) fn not_a_gateway(url: &str, why: &str) -> Self {
@@ -168,6 +179,7 @@ mod tests {
     #[test]
     fn servers_cannot_write_on_the_terminal() {
         assert_eq!(printable("a\u{1b}]0;title\u{7}b\rc\nd\u{9b}2J\u{202e}e"), "a]0;titlebc d2Je");
+        assert_eq!(printable("a\u{200b}\u{61c}\u{2067}\u{feff}b"), "ab");
         assert!(printable(&"é".repeat(100_000)).len() < 2100);
     }
 
@@ -175,8 +187,9 @@ mod tests {
     fn a_refusal_says_what_to_do() {
         assert_eq!(
             refusal(403, "key-revoked").to_string(),
-            "the gateway refuses: [31mwords about key-revoked  [key-revoked], about `/nix/store/x`; this key was revoked; \
-             ask the gateway's admin why, and for a new invite"
+            "the gateway refuses: [31mwords about key-revoked  [key-revoked], about `/nix/store/x`; \
+             ask the gateway's admin why; with a new invite, remove the gateway's entry from `config.toml` and join \
+             again"
         );
         assert!(refusal(507, "quota-exceeded").to_string().contains("pushgate status"));
     }

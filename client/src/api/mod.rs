@@ -24,7 +24,7 @@ use reqwest::{
 };
 use serde::de::DeserializeOwned;
 
-pub use error::{ApiError, Refusal, printable};
+pub use error::{ApiError, Refusal, is_hidden, printable};
 
 /// Largest answer read. That of a push of 20,000 paths has some 8 MiB.
 const MAX_ANSWER: usize = 64 << 20;
@@ -34,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SLOWEST_LINE: u64 = 32 << 10;
 /// The longest pause that a gateway can ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// A pause that is longer is told of.
+const LONG_PAUSE: Duration = Duration::from_secs(10);
 /// How long a signed request is good for, in seconds.
 pub(crate) const SIGNED_REQUEST_VALIDITY: u64 = 120;
 
@@ -255,7 +257,12 @@ impl Api {
             };
             failures += 1;
             let pause = retry_after.unwrap_or(pause);
-            tracing::debug!(%error, ?pause, "trying again");
+            if pause > LONG_PAUSE {
+                // silence for a minute looks like a hang
+                tracing::warn!("{error}; trying again in {} s", pause.as_secs());
+            } else {
+                tracing::debug!(%error, ?pause, "trying again");
+            }
             tokio::time::sleep(pause).await;
         }
     }
@@ -276,7 +283,7 @@ impl Api {
         })?;
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|e| {
-                tracing::debug!(%e, "unusable answer");
+                tracing::debug!(why = printable(&e.to_string()), "unusable answer");
                 (ApiError::not_a_gateway(&url, "its answer is not of the expected form"), None)
             });
         }

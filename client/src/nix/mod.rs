@@ -3,8 +3,10 @@
 //! and opens neither Nix's database nor the output of its commands, which differ from version to version.
 
 pub mod closure;
+mod connection;
 mod daemon;
 pub mod dump;
+mod nar_copy;
 mod wire;
 
 use std::{
@@ -16,7 +18,8 @@ use std::{
 
 use pushgate_formats::{StorePath, store_path::STORE_DIR};
 
-pub use daemon::{Daemon, PathInfo, StoreError};
+pub use connection::StoreError;
+pub use daemon::{Daemon, PathInfo};
 pub use wire::WireError;
 
 const STATE_DIR: &str = "/nix/var/nix";

@@ -1,9 +1,9 @@
 //! The Nix daemon's wire format: little-endian 64-bit numbers, strings padded with zeros to eight bytes, and the
 //! messages that come before every answer. Every length is checked before anything is allocated for it, since the other
-//! end of a socket may be anybody. Doesn't know which operation an answer belongs to (`daemon.rs` does), nor whether
-//! the bytes of a NAR are the right ones: it only finds where the NAR ends.
+//! end of a socket may be anybody. Doesn't know which operation an answer belongs to (`daemon.rs` does), nor NARs, which
+//! have no length here (`nar_copy.rs`).
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufReader, Read};
 
 use pushgate_formats::StorePath;
 
@@ -20,13 +20,13 @@ const MAX_FIELDS: u64 = 1024;
 /// Traces of an error.
 const MAX_TRACES: u64 = 4096;
 /// Strings up to here are allocated at once, longer ones as their bytes arrive.
-const AT_ONCE: usize = 64 << 10;
+pub(super) const AT_ONCE: usize = 64 << 10;
 
 const STDERR_NEXT: u64 = 0x6f6c_6d67;
 const STDERR_READ: u64 = 0x6461_7461;
 const STDERR_WRITE: u64 = 0x6461_7416;
 const STDERR_LAST: u64 = 0x616c_7473;
-const STDERR_ERROR: u64 = 0x6378_7470;
+pub(super) const STDERR_ERROR: u64 = 0x6378_7470;
 const STDERR_START_ACTIVITY: u64 = 0x5354_5254;
 const STDERR_STOP_ACTIVITY: u64 = 0x5354_4f50;
 const STDERR_RESULT: u64 = 0x5253_4c54;
@@ -113,13 +113,13 @@ pub(super) fn put_path(request: &mut Vec<u8>, path: &StorePath) {
 }
 
 /// Zeros after a string of this length.
-const fn padding(len: u64) -> usize {
+pub(super) const fn padding(len: u64) -> usize {
     (len.wrapping_neg() % 8) as usize
 }
 
 /// Reads answers.
 pub(super) struct Reader<R> {
-    from: BufReader<R>,
+    pub(super) from: BufReader<R>,
     scratch: Vec<u8>,
 }
 
@@ -165,7 +165,7 @@ impl<R: Read> Reader<R> {
         Ok(&self.scratch)
     }
 
-    fn zeros(&mut self, what: &'static str, count: usize) -> Result<(), WireError> {
+    pub(super) fn zeros(&mut self, what: &'static str, count: usize) -> Result<(), WireError> {
         let mut zeros = [0; 8];
         self.from.read_exact(&mut zeros[..count])?;
         if zeros != [0; 8] { Err(WireError::Padding(what)) } else { Ok(()) }
@@ -266,7 +266,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// The daemon's error; its shape changed with 1.26.
-    fn error(&mut self, minor: u64) -> Result<String, WireError> {
+    pub(super) fn error(&mut self, minor: u64) -> Result<String, WireError> {
         if minor < 26 {
             let message = clean(self.bytes("an error message", MAX_STRING)?);
             self.u64()?; // exit status
@@ -295,327 +295,7 @@ impl<R: Read> Reader<R> {
             }),
         }
     }
-
-    /// Copies one NAR, which has no length on the wire, to `out` and returns its size. Looks only at its nesting, so
-    /// that one shorter than expected ends instead of waiting for more bytes for ever, and an error in its midst is
-    /// seen as one. Takes at most `most` bytes.
-    pub(super) fn copy_nar(&mut self, minor: u64, most: u64, out: &mut dyn Write) -> Result<u64, WireError> {
-        let mut nar = NarCopy { out, pending: Vec::with_capacity(AT_ONCE + 256), left: most, most };
-        self.keyword(minor, &mut nar, |keyword| (keyword == b"nix-archive-1").then_some(()))?;
-        self.keyword(minor, &mut nar, |keyword| (keyword == b"(").then_some(()))?;
-        let mut depth = 1u64;
-        while depth > 0 {
-            let next = self.keyword(minor, &mut nar, |keyword| match keyword {
-                b"(" => Some(Next::Deeper),
-                b")" => Some(Next::Up),
-                b"contents" | b"target" | b"name" => Some(Next::Data),
-                b"type" | b"regular" | b"executable" | b"" | b"symlink" => Some(Next::Keyword),
-                b"directory" | b"entry" | b"node" => Some(Next::Keyword),
-                _ => None,
-            })?;
-            match next {
-                Next::Deeper => depth += 1,
-                Next::Up => depth -= 1,
-                Next::Keyword => {}
-                Next::Data => {
-                    let len = self.u64()?;
-                    nar.data(self, len)?;
-                }
-            }
-        }
-        nar.flush()?;
-        Ok(most - nar.left)
-    }
-
-    /// Copies one word of the NAR's grammar, if `known` knows it.
-    fn keyword<T>(
-        &mut self,
-        minor: u64,
-        nar: &mut NarCopy<'_>,
-        known: impl Fn(&[u8]) -> Option<T>,
-    ) -> Result<T, WireError> {
-        let len = self.u64()?;
-        if len == STDERR_ERROR {
-            // the daemon met an error after it had announced the NAR: it says so in its midst and hangs up
-            return Err(WireError::Refused(self.error(minor)?));
-        }
-        let mut padded = [0; 16];
-        if len > padded.len() as u64 {
-            return Err(WireError::TooLong { what: "a keyword of the NAR", len, most: padded.len() as u64 });
-        }
-        let len_padded = len as usize + padding(len);
-        self.from.read_exact(&mut padded[..len_padded])?;
-        let (keyword, zeros) = padded[..len_padded].split_at(len as usize);
-        if zeros.iter().any(|b| *b != 0) {
-            return Err(WireError::Padding("a keyword of the NAR"));
-        }
-        let Some(known) = known(keyword) else {
-            return Err(WireError::Unexpected {
-                what: "a keyword of the NAR",
-                got: clean(keyword),
-                want: "what a NAR has there",
-            });
-        };
-        nar.take(8 + len_padded as u64)?;
-        nar.put(&len.to_le_bytes())?;
-        nar.put(&padded[..len_padded])?;
-        Ok(known)
-    }
-}
-
-/// What a word of the NAR's grammar does to its reader.
-enum Next {
-    Deeper,
-    Up,
-    /// Another word.
-    Keyword,
-    /// A string that means nothing to the grammar.
-    Data,
-}
-
-/// Where a NAR goes: small pieces are gathered, the size is kept below what was announced.
-struct NarCopy<'a> {
-    out: &'a mut dyn Write,
-    pending: Vec<u8>,
-    left: u64,
-    most: u64,
-}
-
-impl NarCopy<'_> {
-    fn take(&mut self, bytes: u64) -> Result<(), WireError> {
-        self.left = self.left.checked_sub(bytes).ok_or(WireError::NarTooLong { most: self.most })?;
-        Ok(())
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<(), WireError> {
-        self.pending.extend_from_slice(bytes);
-        if self.pending.len() >= AT_ONCE { self.flush() } else { Ok(()) }
-    }
-
-    fn flush(&mut self) -> Result<(), WireError> {
-        self.out.write_all(&self.pending).map_err(WireError::Sink)?;
-        self.pending.clear();
-        Ok(())
-    }
-
-    /// A string of any length: a name, a link's target, a file's contents.
-    fn data<R: Read>(&mut self, reader: &mut Reader<R>, len: u64) -> Result<(), WireError> {
-        let pad = padding(len);
-        self.take(len.checked_add(8 + pad as u64).ok_or(WireError::NarTooLong { most: self.most })?)?;
-        self.put(&len.to_le_bytes())?;
-        let mut left = len;
-        while left > 0 {
-            let buffered = match reader.from.fill_buf() {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                other => other?,
-            };
-            if buffered.is_empty() {
-                return Err(WireError::Closed);
-            }
-            let count = buffered.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            if count >= AT_ONCE / 2 {
-                self.out.write_all(&self.pending).map_err(WireError::Sink)?;
-                self.pending.clear();
-                self.out.write_all(&buffered[..count]).map_err(WireError::Sink)?;
-            } else {
-                self.put(&buffered[..count])?;
-            }
-            reader.from.consume(count);
-            left -= count as u64;
-        }
-        reader.zeros("a string of the NAR", pad)?;
-        self.put(&[0; 8][..pad])
-    }
 }
 
 #[cfg(test)]
-mod tests {
-    use rstest::rstest;
-
-    use super::*;
-
-    fn string(bytes: &[u8]) -> Vec<u8> {
-        let mut out = Vec::new();
-        put_bytes(&mut out, bytes);
-        out
-    }
-
-    fn numbers(values: &[u64]) -> Vec<u8> {
-        values.iter().flat_map(|v| v.to_le_bytes()).collect()
-    }
-
-    fn nar(tokens: &[&[u8]]) -> Vec<u8> {
-        tokens.iter().flat_map(|t| string(t)).collect()
-    }
-
-    #[test]
-    fn strings_round_trip() {
-        for len in (0..40).chain([AT_ONCE - 1, AT_ONCE, AT_ONCE + 1, 300_000]) {
-            let text = vec![b'x'; len];
-            let mut bytes = string(&text);
-            assert_eq!(bytes.len() % 8, 0);
-            put_u64(&mut bytes, 7);
-            let mut reader = Reader::new(&bytes[..]);
-            assert_eq!(reader.bytes("it", MAX_STRING).unwrap(), text);
-            assert_eq!(reader.u64().unwrap(), 7);
-            for cut in [0, 8, bytes.len() - 9].map(|c| c.min(bytes.len() - 9)) {
-                let got = Reader::new(&bytes[..cut]).bytes("it", MAX_STRING).map(<[u8]>::to_vec);
-                assert!(matches!(got, Err(WireError::Closed)), "{len} {cut}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_huge_length_allocates_nothing() {
-        for len in [MAX_STRING + 1, u64::MAX, u64::MAX - 7, 1 << 63] {
-            let bytes = numbers(&[len, 0, 0]);
-            let mut reader = Reader::new(&bytes[..]);
-            assert!(matches!(reader.bytes("it", u64::MAX), Err(WireError::TooLong { .. })));
-            assert_eq!(reader.scratch.capacity(), 0);
-        }
-        // a length that is allowed but a lie costs no more than what arrives
-        let bytes = numbers(&[MAX_STRING, 1, 2, 3]);
-        let mut reader = Reader::new(&bytes[..]);
-        assert!(matches!(reader.bytes("it", MAX_STRING), Err(WireError::Closed)));
-        assert!(reader.scratch.capacity() < 1 << 20);
-    }
-
-    #[test]
-    fn padding_is_zero() {
-        let mut bytes = string(b"abc");
-        *bytes.last_mut().unwrap() = 1;
-        assert!(matches!(Reader::new(&bytes[..]).bytes("it", 10), Err(WireError::Padding("it"))));
-    }
-
-    #[test]
-    fn messages_before_an_answer() {
-        let mut bytes = Vec::new();
-        put_u64(&mut bytes, STDERR_NEXT);
-        put_bytes(&mut bytes, b"hello\n");
-        bytes.extend(numbers(&[STDERR_START_ACTIVITY, 1, 2, 3]));
-        put_bytes(&mut bytes, b"copying");
-        bytes.extend(numbers(&[2, 0, 99, 1]));
-        put_bytes(&mut bytes, b"field");
-        bytes.extend(numbers(&[0, STDERR_RESULT, 1, 105, 1, 0, 8, STDERR_STOP_ACTIVITY, 1, STDERR_LAST, 42]));
-        let mut reader = Reader::new(&bytes[..]);
-        assert_eq!(reader.until_answer(35).unwrap(), Ok(()));
-        assert_eq!(reader.u64().unwrap(), 42);
-    }
-
-    #[test]
-    fn errors_of_both_shapes() {
-        let message = b"\x1b[31;1merror:\x1b[0m no\n  such `\x1b[35;1mthing\x1b[0m'\x07";
-        let mut old = numbers(&[STDERR_ERROR]);
-        put_bytes(&mut old, message);
-        put_u64(&mut old, 1);
-        let mut new = numbers(&[STDERR_ERROR]);
-        put_bytes(&mut new, b"Error");
-        put_u64(&mut new, 0);
-        put_bytes(&mut new, b"Error");
-        put_bytes(&mut new, message);
-        new.extend(numbers(&[0, 1, 0]));
-        put_bytes(&mut new, b"while trying");
-        for (mut bytes, minor) in [(old, 25), (new, 26)] {
-            put_u64(&mut bytes, 42);
-            let mut reader = Reader::new(&bytes[..]);
-            assert_eq!(reader.until_answer(minor).unwrap(), Err("error: no such `thing'".into()));
-            assert_eq!(reader.u64().unwrap(), 42);
-        }
-    }
-
-    #[rstest]
-    #[case(numbers(&[STDERR_READ, 10]))]
-    #[case([numbers(&[STDERR_WRITE]), string(b"x")].concat())]
-    #[case(numbers(&[0]))]
-    #[case(numbers(&[STDERR_RESULT, 1, 1, 1, 2]))]
-    #[case(numbers(&[STDERR_RESULT, 1, 1, u64::MAX]))]
-    #[case(numbers(&[STDERR_NEXT, u64::MAX]))]
-    #[case(numbers(&[STDERR_NEXT]))]
-    fn bad_messages(#[case] bytes: Vec<u8>) {
-        assert!(Reader::new(&bytes[..]).until_answer(35).is_err());
-    }
-
-    struct Endless<'a>(&'a [u8], usize);
-
-    impl Read for Endless<'_> {
-        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-            let count = (&self.0[self.1..]).read(buf)?;
-            self.1 = (self.1 + count) % self.0.len();
-            Ok(count)
-        }
-    }
-
-    #[test]
-    fn log_without_end_is_given_up() {
-        let line = [numbers(&[STDERR_NEXT]), string(&[b'x'; 4096])].concat();
-        for line in [line, numbers(&[STDERR_STOP_ACTIVITY, 1])] {
-            assert!(matches!(Reader::new(Endless(&line, 0)).until_answer(35), Err(WireError::LogFlood)));
-        }
-    }
-
-    #[test]
-    fn a_nar_ends_where_it_ends() {
-        let contents = vec![7; 100_001];
-        let mut bytes = nar(&[
-            b"nix-archive-1",
-            b"(",
-            b"type",
-            b"directory",
-            b"entry",
-            b"(",
-            b"name",
-            b")",
-            b"node",
-            b"(",
-            b"type",
-            b"regular",
-            b"executable",
-            b"",
-            b"contents",
-            &contents,
-            b")",
-            b")",
-            b"entry",
-            b"(",
-            b"name",
-            b"l",
-            b"node",
-            b"(",
-            b"type",
-            b"symlink",
-            b"target",
-            b"(",
-            b")",
-            b")",
-            b")",
-        ]);
-        let size = bytes.len() as u64;
-        put_u64(&mut bytes, 42);
-        let mut out = Vec::new();
-        let mut reader = Reader::new(&bytes[..]);
-        assert_eq!(reader.copy_nar(35, size + 1000, &mut out).unwrap(), size);
-        assert_eq!(out, bytes[..size as usize]);
-        assert_eq!(reader.u64().unwrap(), 42);
-        for cut in 0..size {
-            let most = Reader::new(&bytes[..]).copy_nar(35, cut, &mut io::sink());
-            assert!(matches!(most, Err(WireError::NarTooLong { .. })), "{cut}");
-            if cut % 997 == 0 {
-                let short = Reader::new(&bytes[..cut as usize]).copy_nar(35, size, &mut io::sink());
-                assert!(matches!(short, Err(WireError::Closed)), "{cut}");
-            }
-        }
-    }
-
-    #[rstest]
-    #[case(nar(&[b"nix-archive-2"]))]
-    #[case(nar(&[b"nix-archive-1", b")"]))]
-    #[case(nar(&[b"nix-archive-1", b"nix-archive-1"]))]
-    #[case(nar(&[b"nix-archive-1", b"(", b"type", b"device"]))]
-    #[case([nar(&[b"nix-archive-1", b"(", b"contents"]), numbers(&[u64::MAX - 3])].concat())]
-    #[case([nar(&[b"nix-archive-1", b"("]), numbers(&[1 << 40])].concat())]
-    #[case([nar(&[b"nix-archive-1", b"("]), numbers(&[1, u64::MAX])].concat())]
-    fn bad_nars(#[case] bytes: Vec<u8>) {
-        let got = Reader::new(&bytes[..]).copy_nar(35, 1 << 20, &mut io::sink());
-        assert!(!matches!(got, Ok(_) | Err(WireError::Closed)), "{got:?}");
-    }
-}
+mod tests;

@@ -3,7 +3,8 @@
 
 use std::{
     collections::HashSet,
-    io::{self, Write},
+    fs::File,
+    io::{self, Read, Write},
 };
 
 use pushgate_formats::{StorePath, api::MAX_DERIVATIONS, derivation::Derivation};
@@ -11,7 +12,7 @@ use pushgate_formats::{StorePath, api::MAX_DERIVATIONS, derivation::Derivation};
 use super::framing::Sink;
 use crate::nix::{
     Daemon, PathInfo, StoreLocation,
-    closure::{ClosureError, MAX_DERIVATION, visit_derivations},
+    closure::{ClosureError, visit_derivations},
 };
 
 /// Most bytes of derivations' texts in one body.
@@ -109,8 +110,8 @@ pub(super) fn write(
         let read;
         let text = match &listed.text {
             Some(text) => text,
-            None => match std::fs::read(location.physical(&listed.path)) {
-                Ok(text) if text.len() as u64 <= MAX_DERIVATION => {
+            None => match read_again(location, listed) {
+                Ok(text) if text.len() as u64 == listed.size => {
                     read = text;
                     &read
                 }
@@ -129,6 +130,13 @@ pub(super) fn write(
     }
     out.finish()?.0.flush().map_err(io::Error::other)?;
     Ok(unread)
+}
+
+/// Reads a text that was read before; no more of it than there was, and one byte.
+fn read_again(location: &StoreLocation, listed: &Listed) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(location.physical(&listed.path))?.take(listed.size + 1).read_to_end(&mut text)?;
+    Ok(text)
 }
 
 /// A body without frames.

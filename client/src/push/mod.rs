@@ -55,6 +55,9 @@ pub enum PushError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Closure(#[from] ClosureError),
+    /// After everything was sent, only the outcome isn't known.
+    #[error("{error}; everything was sent, ask later what became of it: pushgate status {push}")]
+    Outcome { error: ApiError, push: String },
     #[error("zstd can't be used")]
     Compression(#[source] io::Error),
     #[error("the system gives no random bytes")]
@@ -120,7 +123,9 @@ pub async fn push(session: &Session, options: &Options, progress: &Progress) -> 
     for (handle, mut lost) in pushes {
         report.pushes.push(handle.id.clone());
         let Waited { status, timed_out } =
-            wait::wait(&session.api, &handle, until, deadline, &lost, progress).await?;
+            wait::wait(&session.api, &handle, until, deadline, &lost, progress)
+                .await
+                .map_err(|error| PushError::Outcome { error, push: handle.id.clone() })?;
         report.timed_out |= timed_out;
         report.notices.extend(status.notices.iter().map(|notice| printable(notice)));
         for status in status.paths {
@@ -133,7 +138,15 @@ pub async fn push(session: &Session, options: &Options, progress: &Progress) -> 
     }
     // the temporary roots, which keep the paths from being collected, end with the connection
     drop(local);
-    report.paths = order.iter().filter_map(|path| states.remove(path)).collect();
+    for path in order {
+        let status = states.remove(&path).unwrap_or_else(|| {
+            // what nobody vouches for isn't accepted
+            let message = "the gateway doesn't say what became of it".into();
+            report.failed.push(Failed { path: path.clone(), message });
+            status_of(path, PathState::Wanted)
+        });
+        report.paths.push(status);
+    }
     let mut seen = std::collections::HashSet::new();
     report.notices.retain(|notice| seen.insert(notice.clone()));
     progress.finish();
@@ -177,12 +190,14 @@ async fn already_there(
         for info in part.iter().filter(|info| !missing.contains(&info.path)) {
             let state =
                 if upstream.contains(&info.path) { PathState::Upstream } else { PathState::Published };
-            let path = info.path.clone();
-            let status = PathStatus { path, state, code: None, message: None, waits_for: Vec::new() };
-            states.insert(info.path.clone(), status);
+            states.insert(info.path.clone(), status_of(info.path.clone(), state));
         }
     }
     Ok(states)
+}
+
+fn status_of(path: StorePath, state: PathState) -> PathStatus {
+    PathStatus { path, state, code: None, message: None, waits_for: Vec::new() }
 }
 
 /// Announces some paths and sends what the gateway wants of them. Returns the push, and the paths whose bytes didn't get

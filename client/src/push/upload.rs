@@ -219,12 +219,13 @@ impl Uploader {
         tokio::time::sleep(pause).await;
         // what arrived before the connection broke need not be sent again
         let wanted = self.api.push(&self.push, 0, Until::Settled).await?.wanted;
-        let before = left.len();
-        left.retain(|nar| wanted.contains(&nar.hash));
-        if left.len() < before {
+        let arrived: Vec<Nar> = left.extract_if(.., |nar| !wanted.contains(&nar.hash)).collect();
+        if !arrived.is_empty() {
             // it goes on, if haltingly
             *failures = 0;
         }
+        all.nars += arrived.len() as u64;
+        all.nar_bytes += arrived.iter().map(|nar| nar.size).sum::<u64>();
         Ok(left.is_empty())
     }
 

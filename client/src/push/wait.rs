@@ -17,6 +17,12 @@ use crate::{
 const LONGEST: u64 = 20;
 /// Where some bytes never arrived the gateway can't know that nothing more will come, and is asked more often.
 const LONGEST_WITH_LOSSES: u64 = 1;
+/// An answer that comes this long after the deadline is still taken: the question may have been asked just before it.
+const GRACE: Duration = Duration::from_secs(60);
+/// A gateway that can't be reached for so long isn't waited for. People wait for hours; networks fail for minutes.
+const LONGEST_SILENCE: Duration = Duration::from_secs(300);
+/// The pause between two rounds of attempts meanwhile.
+const SILENT_PAUSE: Duration = Duration::from_secs(10);
 /// A gateway that answers at once although nothing has changed isn't asked again at once.
 const LEAST_PAUSE: Duration = Duration::from_millis(300);
 
@@ -37,20 +43,38 @@ pub(super) async fn wait(
     progress: &Progress,
 ) -> Result<Waited, ApiError> {
     let longest = if lost.is_empty() { LONGEST } else { LONGEST_WITH_LOSSES };
+    let mut heard = Instant::now();
     loop {
         let asked = Instant::now();
         let left = deadline.saturating_duration_since(asked);
-        let status = api.push(push, longest.min(left.as_secs()), until).await?;
+        let answer = api.push(push, longest.min(left.as_secs()), until);
+        // repeated attempts could take several times as long
+        let status = match tokio::time::timeout(left + GRACE, answer).await {
+            Ok(Ok(status)) => status,
+            Ok(Err(error)) => {
+                let again = Instant::now() + SILENT_PAUSE;
+                if !error.is_transient() || again > deadline.min(heard + LONGEST_SILENCE) {
+                    return Err(error);
+                }
+                progress.doing("waiting for the gateway, which can't be reached");
+                tokio::time::sleep_until(again).await;
+                continue;
+            }
+            Err(_) => return Err(ApiError::no_answer(api.base())),
+        };
+        heard = Instant::now();
         let open = open_paths(&status, until, lost);
         if open == 0 {
             return Ok(Waited { status, timed_out: false });
         }
-        if Instant::now() >= deadline || left.as_secs() == 0 {
+        // the gateway waits for whole seconds; the rest of the last one is spent here
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
             return Ok(Waited { status, timed_out: true });
         }
         progress.doing(format!("waiting for {open} of {} paths", status.paths.len()));
         if asked.elapsed() < LEAST_PAUSE {
-            tokio::time::sleep(LEAST_PAUSE).await;
+            tokio::time::sleep(LEAST_PAUSE.min(left)).await;
         }
     }
 }
@@ -93,6 +117,7 @@ mod tests {
             paths: paths.collect(),
             wanted: vec![],
             wanted_derivations: vec![],
+            realisations: vec![],
             notices: vec![],
         };
         let nothing = HashMap::new();
