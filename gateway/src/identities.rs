@@ -212,6 +212,13 @@ pub async fn signed_request(
             format!("the key `{}` was revoked", key.key.name()),
         ));
     }
+    if key.expires.is_some_and(|e| e <= now) {
+        return Err(ApiError::new(
+            http::StatusCode::FORBIDDEN,
+            "key-expired",
+            format!("the key `{}` has expired", key.key.name()),
+        ));
+    }
     if request.gateway != app.gateway_id {
         return Err(ApiError::new(
             http::StatusCode::FORBIDDEN,

@@ -61,26 +61,46 @@ impl Directory {
         self.root.join(cache).join(name)
     }
 
+    /// [`Directory::reveal`] for a link: renaming it over another link to the same file does nothing and leaves it there.
+    fn reveal_link(&self, tmp: Temporary, cache: &str, name: &str) -> io::Result<()> {
+        let again = Temporary(tmp.0.clone());
+        let revealed = self.reveal(tmp, cache, name);
+        drop(again);
+        revealed
+    }
+
     /// Renames a finished temporary file to its public name; makes the directories on first use.
-    fn reveal(&self, tmp: &Path, cache: &str, name: &str) -> io::Result<()> {
+    fn reveal(&self, tmp: Temporary, cache: &str, name: &str) -> io::Result<()> {
         let to = self.public(cache, name);
-        match fs::rename(tmp, &to) {
+        match fs::rename(&tmp.0, &to) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 if let Some(parent) = to.parent() {
                     fs::create_dir_all(parent)?;
                 }
-                fs::rename(tmp, &to)
+                fs::rename(&tmp.0, &to)?;
             }
-            other => other,
+            other => other?,
         }
+        tmp.disarm();
+        Ok(())
     }
 }
 
 /// A file that is removed unless it was renamed away.
 struct Temporary(PathBuf);
 
+impl Temporary {
+    /// The file was renamed: there is nothing left to remove.
+    fn disarm(mut self) {
+        self.0.clear();
+    }
+}
+
 impl Drop for Temporary {
     fn drop(&mut self) {
+        if self.0.as_os_str().is_empty() {
+            return;
+        }
         // gone after a rename; otherwise the start-up sweep gets what can't be removed now
         let _ = fs::remove_file(&self.0);
     }
@@ -167,7 +187,7 @@ impl Blobs for Directory {
         if whole && from.length > PIECE as u64 {
             check(&mut Read::by_ref(&mut &source), io::sink(), from.length, hash)?;
             match fs::hard_link(self.pack(&from.pack), &tmp.0) {
-                Ok(()) => return self.reveal(&tmp.0, cache, name),
+                Ok(()) => return self.reveal_link(tmp, cache, name),
                 // some file systems have no links: copy
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(e),
                 Err(_) => {}
@@ -183,13 +203,13 @@ impl Blobs for Directory {
             source.seek(SeekFrom::Start(from.start))?;
             check(&mut source, create(&tmp.0, 0o644)?, from.length, hash)?;
         }
-        self.reveal(&tmp.0, cache, name)
+        self.reveal(tmp, cache, name)
     }
 
     fn publish_stream(&self, cache: &str, name: &str, contents: &mut dyn Read) -> io::Result<()> {
         let tmp = Temporary(self.tmp());
         io::copy(contents, &mut create(&tmp.0, 0o644)?)?;
-        self.reveal(&tmp.0, cache, name)
+        self.reveal(tmp, cache, name)
     }
 
     fn is_published(&self, cache: &str, name: &str) -> io::Result<bool> {

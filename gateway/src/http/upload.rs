@@ -136,6 +136,8 @@ async fn store_derivations(
     if !sent.is_empty() {
         // one whose text doesn't fit its path is refused here, and its claim when it is judged
         app.derivations.take(app.db.as_ref(), session.identity, &session.derivations, sent).await?;
+        // those announced aren't wanted any more, and what they yield may be referred to
+        crate::push::refresh_derivations(app, session).await?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use pushgate_formats::{
     content_address::ContentAddress,
     dsse::{self, DsseError, Envelope},
     keys::Signature,
+    store_path::StorePathError,
 };
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,6 +19,8 @@ pub enum AnnounceError {
     #[error("`{0}` is announced twice")]
     Duplicate(StorePath),
     #[error(transparent)]
+    StorePath(#[from] StorePathError),
+    #[error(transparent)]
     Envelope(DsseError),
 }
 
@@ -27,6 +30,7 @@ impl AnnounceError {
             Self::Malformed(_) => "announcement-malformed",
             Self::TooLarge { .. } => "announcement-too-large",
             Self::Duplicate(_) => "announcement-duplicate-path",
+            Self::StorePath(_) => "store-path-invalid",
             Self::Envelope(DsseError::Unsigned) => "signature-missing",
             Self::Envelope(_) => "announcement-malformed",
         }
@@ -72,7 +76,8 @@ impl Announcement {
         let envelope: Envelope = serde_json::from_slice(&raw).map_err(malformed)?;
         let payload = envelope.unverified_payload(dsse::ANNOUNCEMENT).map_err(AnnounceError::Envelope)?;
         envelope.only_signature().map_err(AnnounceError::Envelope)?;
-        let body: api::Announcement = serde_json::from_slice(&payload).map_err(malformed)?;
+        let body: api::Announcement = serde_json::from_slice(&payload)
+            .map_err(|e| invalid_path(&payload).map_or_else(|| malformed(e), AnnounceError::StorePath))?;
         if body.version != 1 {
             return Err(AnnounceError::Malformed(format!("version `{}` is not known", body.version)));
         }
@@ -146,6 +151,43 @@ impl Announcement {
     pub fn realisations(&self) -> &[api::AnnouncedRealisation] {
         &self.realisations
     }
+}
+
+/// The first store path that is none, in a payload that can't be read: names that Nix doesn't allow are a reason of their
+/// own.
+fn invalid_path(payload: &[u8]) -> Option<StorePathError> {
+    use std::borrow::Cow;
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Paths<'a> {
+        #[serde(borrow)]
+        paths: Vec<Path<'a>>,
+        #[serde(borrow, default)]
+        derivations: Vec<Cow<'a, str>>,
+        #[serde(borrow, default)]
+        realisations: Vec<Realisation<'a>>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Path<'a> {
+        #[serde(borrow)]
+        path: Cow<'a, str>,
+        #[serde(borrow)]
+        references: Vec<Cow<'a, str>>,
+        #[serde(borrow)]
+        deriver: Option<Cow<'a, str>>,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Realisation<'a> {
+        #[serde(borrow)]
+        out_path: Cow<'a, str>,
+    }
+    let found: Paths<'_> = serde_json::from_slice(payload).ok()?;
+    let paths = found.paths.iter().flat_map(|p| [&p.path].into_iter().chain(&p.references).chain(&p.deriver));
+    paths
+        .chain(&found.derivations)
+        .chain(found.realisations.iter().map(|r| &r.out_path))
+        .find_map(|text| StorePath::parse(text).err())
 }
 
 fn malformed(error: serde_json::Error) -> AnnounceError {

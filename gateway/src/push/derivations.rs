@@ -126,9 +126,11 @@ impl Derivations {
         mut pending: BTreeMap<StorePath, Vec<u8>>,
     ) -> Result<(), DbError> {
         let mut rows = Vec::new();
+        let mut lacking = BTreeSet::new();
         loop {
             let before = pending.len();
             let mut left = BTreeMap::new();
+            lacking.clear();
             for (path, text) in pending {
                 match check(&path, &text, |p| resolved.known.get(p).map(|k| FactsOf(k.clone()))) {
                     Ok(checked) => {
@@ -138,13 +140,9 @@ impl Derivations {
                             rows.push(DerivationRow { path, text, facts });
                         }
                     }
+                    // not looked for outside the asked set: what others have sent is nobody's business
                     Err(DerivationError::MissingInput(input)) => {
-                        // an input outside the asked set may be known all the same
-                        if !resolved.known.contains_key(&input)
-                            && let Some(known) = self.cache.get(&input)
-                        {
-                            resolved.known.insert(input, known);
-                        }
+                        lacking.insert(input);
                         left.insert(path, text);
                     }
                     // refused when it was sent; never stored
@@ -159,6 +157,8 @@ impl Derivations {
             }
         }
         resolved.missing.extend(pending.into_keys());
+        // by name, so that whoever waits for them can be told
+        resolved.missing.extend(lacking);
         if !rows.is_empty() {
             db.add_facts(&rows).await?;
         }

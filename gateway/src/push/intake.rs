@@ -210,6 +210,9 @@ pub struct Examined {
     pub digests: BTreeMap<DigestWanted, DigestFound>,
     /// Where the NAR is a file with a derivation's form: what the derivation refers to.
     pub derivation_references: Option<BTreeSet<StorePath>>,
+    /// Whether a derivation was looked for at all: the same bytes may have come for a path of another name.
+    #[serde(default)]
+    pub derivation_sought: bool,
     /// The `.ls` listing; `None` where it is too large or names can't be told in JSON.
     #[serde(skip)]
     pub listing: Option<Listing>,
@@ -297,6 +300,7 @@ struct Pass {
     limit: u64,
     scan: Option<(Arc<ScanSet>, Scanner)>,
     nar_digests: Vec<(DigestWanted, NarDigest)>,
+    derivation_sought: bool,
     visitor: (ListingWriter<BoundedZstd>, Contents),
 }
 
@@ -321,6 +325,7 @@ impl Pass {
             size: 0,
             limit: plan.limit,
             nar_digests: nar.collect(),
+            derivation_sought: plan.capture,
             visitor: (
                 ListingWriter::new(BoundedZstd::default()),
                 Contents {
@@ -360,6 +365,7 @@ impl Pass {
     fn finish(self) -> Result<Examined, IntakeError> {
         self.parser.finish()?;
         let (listing, contents) = self.visitor;
+        let derivation_sought = self.derivation_sought;
         let mut digests: BTreeMap<_, _> = self
             .nar_digests
             .into_iter()
@@ -399,6 +405,7 @@ impl Pass {
             digests,
             listing: listing.finish().ok().and_then(BoundedZstd::finish),
             derivation_references,
+            derivation_sought,
             contents: text,
         })
     }

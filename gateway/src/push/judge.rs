@@ -3,7 +3,7 @@
 //! hot path, after a restart, when something that a claim waited for arrived.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -27,7 +27,7 @@ use crate::{
     app::App,
     blobs::Blobs,
     caches::Cache,
-    db::{ClaimUpdate, Committed, DbError, Judged},
+    db::{ClaimUpdate, Committed, DbError, Judged, NewPublication},
 };
 
 /// Pushes judged together at most.
@@ -106,11 +106,16 @@ struct Round {
     states: Vec<(Arc<Session>, usize, ClaimState, Vec<StorePath>)>,
     conflicts: Vec<(StorePath, pushgate_formats::Sha256, i64)>,
     lookups: Vec<StorePath>,
+    /// By push: see [`super::session::Progress::evidence`].
+    evidence: HashMap<String, u64>,
 }
 
 /// What is known while a batch is judged.
 struct Facts {
     policy: Arc<Policy>,
+    /// By push: the claims that the facts are about. What arrives later is judged later: nothing was looked up for it.
+    open: HashMap<String, HashSet<usize>>,
+    evidence: HashMap<String, u64>,
     served: Served,
     /// Published under the hash part, whatever the name.
     taken: HashMap<String, (StorePath, pushgate_formats::Sha256)>,
@@ -193,6 +198,8 @@ async fn judge(app: &Arc<App>, cache: &Arc<Cache>, ids: &BTreeSet<String>) -> Re
 async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) -> Result<Facts, JudgeError> {
     let mut facts = Facts {
         policy: cache.policy(),
+        open: HashMap::new(),
+        evidence: HashMap::new(),
         served: Served::default(),
         taken: HashMap::new(),
         knowledge: Knowledge::default(),
@@ -206,9 +213,14 @@ async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) -> Result<F
         if key.is_none_or(|k| k.revoked.is_some()) {
             facts.revoked.insert(session.id.clone(), session.key.name().to_string());
         }
+        paths.extend(unsent_claims(session).into_iter().map(|i| session.signed[i].path().clone()));
         let (mut derivers, mut built) = (false, BTreeSet::new());
-        for i in open_claims(session) {
-            let claim = session.signed[i].claim();
+        // before anything is looked up: what comes meanwhile makes the judgement out of date
+        facts.evidence.insert(session.id.clone(), session.progress().evidence);
+        let open = facts.open.entry(session.id.clone()).or_default();
+        open.extend(open_claims(session));
+        for i in open.iter() {
+            let claim = session.signed[*i].claim();
             own.insert(claim.path.clone());
             paths.insert(claim.path.clone());
             paths.extend(claim.references.iter().cloned());
@@ -291,17 +303,50 @@ fn open_claims(session: &Session) -> Vec<usize> {
     session.order.iter().copied().filter(open).collect()
 }
 
+/// Claims whose bytes nobody seems to send: the client went away, and another push may have brought the path. None while
+/// something of the push is being checked, which is when its client is there.
+fn unsent_claims(session: &Session) -> Vec<usize> {
+    let progress = session.progress();
+    if progress.claims.iter().any(|c| c.state == PathState::Checking) {
+        return vec![];
+    }
+    let unsent = |i: &usize| progress.claims[*i].state == PathState::Wanted;
+    session.order.iter().copied().filter(unsent).collect()
+}
+
+/// What such a claim has come to without its bytes, if its path is published.
+fn settled_without_bytes(session: &Session, i: usize, facts: &Facts) -> Option<Outcome> {
+    let claim = session.signed[i].claim();
+    let (path, nar_hash) = facts.taken.get(claim.path.hash_part())?;
+    Some(if *path == claim.path && *nar_hash == claim.nar_hash {
+        Outcome::State(ClaimState::plain(PathState::Published), vec![])
+    } else {
+        Outcome::Conflict(conflicts_with_published(claim, path, nar_hash))
+    })
+}
+
 /// Judges every open claim of the batch. Blocks; asks nobody.
 fn evaluate(sessions: &[Arc<Session>], facts: &mut Facts, blobs: &dyn Blobs) -> Result<Round, JudgeError> {
     let mut round = Round::default();
     facts.served.batch.clear();
     for session in sessions {
-        for i in open_claims(session) {
-            let Some(nar) = session.progress().nars[i].clone() else { continue };
-            let outcome = evaluate_claim(session, i, nar, facts, blobs)?;
+        facts.knowledge.forget_assumed();
+        let mut open = open_claims(session);
+        open.retain(|i| facts.open.get(&session.id).is_some_and(|looked_up| looked_up.contains(i)));
+        for i in unsent_claims(session).into_iter().chain(open) {
+            let nar = session.progress().nars[i].clone();
+            let outcome = match nar {
+                Some(nar) => evaluate_claim(session, i, nar, facts, blobs)?,
+                None => match settled_without_bytes(session, i, facts) {
+                    Some(outcome) => outcome,
+                    None => continue,
+                },
+            };
             match outcome {
                 Outcome::Publish(publishable) => {
                     let (path, nar_hash) = (publishable.path().clone(), publishable.nar_hash());
+                    let references = session.signed[i].claim().references.clone();
+                    facts.knowledge.learn(path.clone(), Some(Arc::new(references)));
                     facts.taken.insert(path.hash_part().to_owned(), (path.clone(), nar_hash));
                     facts.served.batch.insert(path, nar_hash);
                     round.publish.push((session.clone(), i, *publishable));
@@ -319,6 +364,7 @@ fn evaluate(sessions: &[Arc<Session>], facts: &mut Facts, blobs: &dyn Blobs) -> 
         facts.taken.remove(publishable.path().hash_part());
     }
     round.lookups = facts.knowledge.take_wanted();
+    round.evidence.clone_from(&facts.evidence);
     Ok(round)
 }
 
@@ -410,7 +456,7 @@ fn evaluate_claim(
             Err(e) => return Ok(rejected(e.code(), e.to_string())),
         }
     };
-    facts.knowledge.learn(claim.path.clone(), Some(Arc::new(claim.references.clone())));
+    facts.knowledge.assume(claim.path.clone(), Arc::new(claim.references.clone()));
     let rival = facts
         .rivals
         .get(&claim.path)
@@ -517,19 +563,11 @@ async fn settle(app: &Arc<App>, cache: &Arc<Cache>, round: Round) -> Result<Vec<
         return Ok(vec![]);
     }
     let now = app.clock.now();
-    let Round { publish, states, conflicts, .. } = round;
+    let Round { publish, states, conflicts, evidence, .. } = round;
     // 1. bytes. A crash from here to the commit leaves NARs that nothing names.
     let (publishing, blobs, composing) = (!publish.is_empty(), app.blobs.clone(), cache.clone());
     let (publish, publications) = tokio::task::spawn_blocking(move || -> Result<_, JudgeError> {
-        let mut publications = Vec::with_capacity(publish.len());
-        for (session, i, publishable) in &publish {
-            if let Err(e) = publishable.place_nar(&composing, blobs.as_ref()) {
-                tracing::error!(path = %publishable.path(), error = %e, "a checked NAR can't be published");
-                let damaged = e.is_damage();
-                return Err(if damaged { JudgeError::Damaged(session.clone(), *i) } else { e.into() });
-            }
-            publications.push(publishable.compose(&composing, now));
-        }
+        let publications = place(&publish, &composing, blobs.as_ref(), now)?;
         if publishing {
             blobs.sync()?;
         }
@@ -557,19 +595,54 @@ async fn settle(app: &Arc<App>, cache: &Arc<Cache>, round: Round) -> Result<Vec<
         session.progress().claims[i] = ClaimState::plain(PathState::Published);
         session.progress().nars[i] = None;
     }
-    let mut refused = false;
+    let mut over = false;
     for (session, i, state, _) in states {
         let mut progress = session.progress();
-        refused |= state.state == PathState::Rejected;
+        if state.state == PathState::Held && evidence.get(&session.id) != Some(&progress.evidence) {
+            // out of date: the push is reported already to be judged again
+            continue;
+        }
+        over |= matches!(state.state, PathState::Rejected | PathState::Published);
         if matches!(state.state, PathState::Rejected | PathState::Wanted | PathState::Published) {
             progress.nars[i] = None;
         }
         progress.claims[i] = state;
     }
-    if refused || !paths.is_empty() {
+    if over || !paths.is_empty() {
         app.sweep.notify_one();
     }
     Ok(paths)
+}
+
+/// Puts NARs in place and composes narinfos, on all cores: files are many and small.
+fn place(
+    publish: &[(Arc<Session>, usize, Publishable)],
+    cache: &Cache,
+    blobs: &dyn Blobs,
+    now: u64,
+) -> Result<Vec<NewPublication>, JudgeError> {
+    let one = |(session, i, publishable): &(Arc<Session>, usize, Publishable)| {
+        if let Err(e) = publishable.place_nar(cache, blobs) {
+            tracing::error!(path = %publishable.path(), error = %e, "a checked NAR can't be published");
+            let damaged = e.is_damage();
+            return Err(if damaged { JudgeError::Damaged(session.clone(), *i) } else { e.into() });
+        }
+        Ok(publishable.compose(cache, now))
+    };
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let share = publish.len().div_ceil(threads).max(16);
+    std::thread::scope(|scope| {
+        let shares: Vec<_> = publish
+            .chunks(share)
+            .map(|share| scope.spawn(move || share.iter().map(one).collect::<Result<Vec<_>, _>>()))
+            .collect();
+        let mut all = Vec::with_capacity(publish.len());
+        for share in shares {
+            // a panic goes on where it would have without threads
+            all.extend(share.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(all)
+    })
 }
 
 /// Writes narinfos, to be marked as visible once they are durable: what the hot path and recovery both go through.

@@ -261,6 +261,7 @@ pub async fn take_derivations(
     let taken = app.derivations.take(app.db.as_ref(), session.identity, &session.derivations, sent).await?;
     refresh_derivations(app, session).await?;
     reject_for(app, session, &taken.refused).await?;
+    session.evidence_came();
     // the cache keeps the receiver alive
     let _ = session.cache.judge.send(session.id.clone());
     Ok(taken)

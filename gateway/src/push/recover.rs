@@ -85,6 +85,8 @@ pub async fn tend(app: Arc<App>) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     tick.tick().await;
+    // what a crash kept from being freed shouldn't wait for the next tick
+    app.sweep.notify_one();
     loop {
         let regular = tokio::select! {
             _ = tick.tick() => true,

@@ -8,7 +8,7 @@ use std::{
 
 use pushgate_formats::{
     Sha256, StorePath,
-    derivation::{Kind, OutputName, attrs::ReferenceSpec},
+    derivation::{Kind, Method, OutputName, attrs::ReferenceSpec},
 };
 
 use super::{
@@ -35,6 +35,8 @@ pub enum ReferenceError {
     DerivationAbsent { path: StorePath, reference: StorePath },
     #[error("the derivation `{path}` has the input `{reference}`, which is not declared as a reference")]
     DerivationUndeclared { path: StorePath, reference: StorePath },
+    #[error("`{0}` is named like a derivation, but is not the text of one as Nix prints it")]
+    NotDerivation(StorePath),
 }
 
 impl ReferenceError {
@@ -44,6 +46,7 @@ impl ReferenceError {
             Self::Absent { .. } | Self::DerivationAbsent { .. } => "reference-absent",
             Self::Outside { .. } => "reference-outside-inputs",
             Self::Disallowed { .. } => "reference-disallowed",
+            Self::NotDerivation(_) => "derivation-malformed",
         }
     }
 }
@@ -74,6 +77,9 @@ impl ReferencesExact {
 pub struct Knowledge {
     /// `None`: looked up, and not known.
     references: HashMap<StorePath, Option<Arc<BTreeSet<StorePath>>>>,
+    /// Of claims of the push at hand that were found exact but may not be published: what one submitter claims of an
+    /// input must not decide about the paths of another.
+    assumed: HashMap<StorePath, Arc<BTreeSet<StorePath>>>,
     /// Asked for and not looked up yet.
     wanted: BTreeSet<StorePath>,
 }
@@ -84,6 +90,16 @@ impl Knowledge {
         if slot.is_none() {
             *slot = references;
         }
+    }
+
+    /// Learns what counts for the push at hand only.
+    pub fn assume(&mut self, path: StorePath, references: Arc<BTreeSet<StorePath>>) {
+        self.assumed.insert(path, references);
+    }
+
+    /// Goes on to another push.
+    pub fn forget_assumed(&mut self) {
+        self.assumed.clear();
     }
 
     /// Asks for a path to be looked up, if it wasn't.
@@ -114,12 +130,10 @@ impl Knowledge {
             if !seen.insert(path.clone()) {
                 continue;
             }
-            match self.references.get(&path) {
-                Some(Some(references)) => {
+            let known = self.references.get(&path).and_then(Option::as_ref);
+            match known.or_else(|| self.assumed.get(&path)) {
+                Some(references) => {
                     stack.extend(references.iter().filter(|r| !seen.contains(*r)).cloned());
-                }
-                Some(None) => {
-                    ends.insert(path);
                 }
                 None => {
                     self.want(&path);
@@ -161,10 +175,18 @@ pub fn check(
         }))
     };
     // a .drv refers to exactly what it lists; its text also holds its own outputs' paths
-    if let Some(listed) = &nar.nar().examined.derivation_references
-        && claim.path.is_derivation()
-    {
+    if claim.path.is_derivation() {
         let path = || claim.path.clone();
+        let text = matches!(provenance.kind(), ProvenanceKind::ContentAddress { address, .. } if address.method() == Method::Text);
+        let examined = &nar.nar().examined;
+        let Some(listed) = examined.derivation_references.as_ref().filter(|_| text) else {
+            // the bytes may have come for a path of another name, and not been looked at as a derivation
+            return if examined.derivation_sought || !text {
+                Err(ReferenceError::NotDerivation(path()))
+            } else {
+                Ok(Verdict::Rescan)
+            };
+        };
         if let Some(extra) = claim.references.difference(listed).next() {
             return Err(ReferenceError::DerivationAbsent { path: path(), reference: extra.clone() });
         }

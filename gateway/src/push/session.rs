@@ -65,6 +65,8 @@ pub struct Progress {
     pub scan: Option<Arc<ScanSet>>,
     /// Announced derivations that this submitter hasn't sent.
     pub wanted_derivations: Vec<StorePath>,
+    /// Grows when evidence comes that claims may be held for: a judgement that began before is out of date.
+    pub evidence: u64,
     pub notices: Vec<String>,
     pub realisations: Vec<RealisationStatus>,
 }
@@ -132,6 +134,7 @@ impl Session {
                 nars,
                 scan: None,
                 wanted_derivations: Vec::new(),
+                evidence: 0,
                 notices: Vec::new(),
                 realisations: Vec::new(),
             }),
@@ -195,6 +198,19 @@ impl Session {
                     let state = PathState::Rejected;
                     progress.claims[*i] = ClaimState::with(state, e.code(), e.to_string(), vec![]);
                 }
+            }
+        }
+    }
+
+    /// Has the claims that are held for want of a derivation judged again: until that is done they aren't settled.
+    pub fn evidence_came(&self) {
+        let mut guard = self.progress();
+        let progress = &mut *guard;
+        progress.evidence += 1;
+        for (claim, nar) in progress.claims.iter_mut().zip(&progress.nars) {
+            let waits = matches!(claim.code.as_deref(), Some("needs-derivation" | "references-unknown"));
+            if claim.state == PathState::Held && nar.is_some() && waits {
+                *claim = ClaimState::plain(PathState::Checking);
             }
         }
     }

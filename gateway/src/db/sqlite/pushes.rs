@@ -157,8 +157,8 @@ impl Sqlite {
     pub(super) async fn list_pushes_of(&self, identity: i64, most: u32) -> Result<Vec<PushCounts>> {
         let rows = sqlx::query(
             "SELECT p.id, p.cache, p.created, c.state, count(*) \
-             FROM (SELECT * FROM pushes WHERE identity = ? ORDER BY created DESC, id LIMIT ?) p \
-             JOIN claims c ON c.push = p.id GROUP BY p.id, c.state ORDER BY p.created DESC, p.id",
+             FROM (SELECT rowid AS n, * FROM pushes WHERE identity = ? ORDER BY created DESC, n DESC LIMIT ?) p \
+             JOIN claims c ON c.push = p.id GROUP BY p.id, c.state ORDER BY p.created DESC, p.n DESC",
         )
         .bind(identity)
         .bind(most)

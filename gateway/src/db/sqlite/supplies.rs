@@ -4,6 +4,9 @@ use serde_json::json;
 
 use super::*;
 
+/// Rows of one insertion with blobs, which JSON can't carry.
+const ROWS: usize = 200;
+
 impl Sqlite {
     pub(super) async fn list_quarantined(
         &self,
@@ -164,17 +167,18 @@ impl Sqlite {
     pub(super) async fn insert_derivations(&self, identity: i64, rows: &[DerivationRow]) -> Result<()> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
         let mut compressor = zstd::bulk::Compressor::new(1).map_err(sqlx::Error::Io)?;
+        let mut texts = Vec::with_capacity(rows.len());
         for row in rows {
-            let text = compressor.compress(&row.text).map_err(sqlx::Error::Io)?;
-            sqlx::query(
-                "INSERT INTO derivations (path, text, facts) VALUES (?, ?, ?) \
-                 ON CONFLICT (path) DO UPDATE SET facts = coalesce(facts, excluded.facts)",
-            )
-            .bind(row.path.base_name())
-            .bind(text)
-            .bind(&row.facts)
-            .execute(&mut *tx)
-            .await?;
+            texts.push(compressor.compress(&row.text).map_err(sqlx::Error::Io)?);
+        }
+        // many rows a statement: each statement is a trip to the database's thread and back
+        for (rows, texts) in rows.chunks(ROWS).zip(texts.chunks(ROWS)) {
+            let mut query = sqlx::QueryBuilder::new("INSERT INTO derivations (path, text, facts) ");
+            query.push_values(rows.iter().zip(texts), |mut values, (row, text)| {
+                values.push_bind(row.path.base_name()).push_bind(text).push_bind(row.facts.as_deref());
+            });
+            query.push(" ON CONFLICT (path) DO UPDATE SET facts = coalesce(facts, excluded.facts)");
+            query.build().execute(&mut *tx).await?;
         }
         sqlx::query(
             "INSERT OR IGNORE INTO derivation_senders (identity, path) SELECT ?1, value FROM json_each(?2)",
