@@ -1,0 +1,764 @@
+//! Real processes: the gateway and the client as they were built, and the Nix on this machine, each in directories of
+//! their own that are removed with them. Doesn't forge anything, and looks into no process but through what it prints,
+//! serves and keeps on the disk.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    ffi::OsStr,
+    fs::{self, OpenOptions},
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::OnceLock,
+    time::{Duration, Instant, SystemTime},
+};
+
+use pushgate_formats::{
+    api::{PathState, PathStatus},
+    keys::{PublicKey, SecretKey},
+};
+use reqwest::{
+    Method, StatusCode,
+    header::{HeaderMap, HeaderName, HeaderValue},
+};
+use serde::Deserialize;
+use tempfile::TempDir;
+
+/// Longest wait for another process. It ends at once when what is waited for happens: being slow fails nothing.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits for something that another process does without telling.
+pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "waited in vain for {what}");
+        pause(Duration::from_millis(2));
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "other processes give no event to wait for")]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
+/// Nothing of this process's environment that could change what is tested: settings, stores, proxies.
+fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().stdin(Stdio::null());
+    for name in ["PATH", "TMPDIR"] {
+        command.envs(env::var_os(name).map(|value| (name, value)));
+    }
+    command
+}
+
+/// What a command that ended said.
+#[derive(Debug)]
+pub struct Ran {
+    pub what: String,
+    /// The exit code; `None` where a signal ended it.
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Ran {
+    fn of(command: &Command, output: Output) -> Self {
+        Self {
+            what: format!("{command:?}"),
+            code: output.status.code(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Panics unless it ended with this code.
+    #[track_caller]
+    pub fn ended_with(self, code: i32) -> Self {
+        let Self { what, out, err, .. } = &self;
+        assert_eq!(self.code, Some(code), "{what}\n--- stdout\n{out}--- stderr\n{err}");
+        self
+    }
+
+    /// Its output's lines, if it succeeded.
+    #[track_caller]
+    pub fn lines(self) -> Vec<String> {
+        self.ended_with(0).out.lines().map(str::to_owned).collect()
+    }
+
+    /// Its output's only line, if it succeeded.
+    #[track_caller]
+    pub fn line(self) -> String {
+        let lines = self.lines();
+        let [line] = lines.as_slice() else { panic!("not one line: {lines:?}") };
+        line.clone()
+    }
+}
+
+fn run(mut command: Command) -> Ran {
+    match command.output() {
+        Ok(output) => Ran::of(&command, output),
+        Err(e) => panic!("{command:?} can't be run: {e}"),
+    }
+}
+
+struct Programs {
+    gateway: PathBuf,
+    client: PathBuf,
+}
+
+/// The programs beside this test, built again where they are older than their sources.
+fn programs() -> &'static Programs {
+    static PROGRAMS: OnceLock<Programs> = OnceLock::new();
+    PROGRAMS.get_or_init(|| {
+        let test = env::current_exe().expect("the path of this test");
+        // target/PROFILE/deps/TEST
+        let dir = test.ancestors().nth(2).expect("a test lies three directories deep").to_owned();
+        let found = Programs { gateway: dir.join("pushgate-gateway"), client: dir.join("pushgate") };
+        let root = workspace();
+        let sources = ["Cargo.lock", "Cargo.toml", "formats", "policies", "gateway", "client", "migrations"];
+        let newest = sources.iter().filter_map(|s| newest(&root.join(s))).max();
+        let fresh = |program: &Path| fs::metadata(program).and_then(|m| m.modified()).ok() >= newest;
+        if !(fresh(&found.gateway) && fresh(&found.client)) {
+            let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+            let mut build = Command::new(cargo);
+            build.args(["build", "--quiet", "--locked", "-p", "pushgate-gateway", "-p", "pushgate-client"]);
+            build.args(["--bins", "--target-dir"]).arg(dir.parent().expect("the target directory"));
+            if dir.ends_with("release") {
+                build.arg("--release");
+            }
+            let status = build.current_dir(root).status().expect("cargo can be run");
+            assert!(status.success(), "the programs can't be built");
+        }
+        found
+    })
+}
+
+/// The workspace's root.
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a member lies in the workspace").to_owned()
+}
+
+/// The time of the last change below a path.
+fn newest(path: &Path) -> Option<SystemTime> {
+    let meta = fs::metadata(path).ok()?;
+    if !meta.is_dir() {
+        return meta.modified().ok();
+    }
+    fs::read_dir(path).ok()?.filter_map(|entry| newest(&entry.ok()?.path())).max()
+}
+
+/// A policy file that says no more than that it is one: no upstreams, so that nothing is asked of the Internet.
+pub fn policy(cache: &str, more: &str) -> String {
+    // keys of the whole file come before the first table
+    format!("version = 1\ncache = \"{cache}\"\n{more}\n")
+}
+
+/// A `pushgate-gateway serve` and its data directory. Killed when dropped.
+pub struct Gateway {
+    dir: TempDir,
+    child: Option<Child>,
+    port: u16,
+    /// What it printed for `nix.conf`.
+    pub printed: Vec<String>,
+}
+
+impl Gateway {
+    /// Starts from an empty directory, with a policy without upstreams.
+    pub fn start() -> Self {
+        Self::with_policy("")
+    }
+
+    /// Starts from an empty directory, with these lines in the policy of `main`.
+    pub fn with_policy(more: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut gateway = Self { dir, child: None, port: 0, printed: vec![] };
+        gateway.set_policy("main", more);
+        gateway.restart();
+        gateway
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// A cache's published files.
+    pub fn public(&self, cache: &str) -> PathBuf {
+        self.data().join("blobs").join(cache)
+    }
+
+    /// Writes a cache's policy file. A gateway that runs takes it up in its own time.
+    pub fn set_policy(&self, cache: &str, more: &str) {
+        let dir = self.data().join("policies");
+        fs::create_dir_all(&dir).expect("the policy directory");
+        fs::write(dir.join(format!("{cache}.toml")), policy(cache, more)).expect("the policy file");
+    }
+
+    /// Starts it, on the port that it had before, and waits until it is ready.
+    pub fn restart(&mut self) {
+        assert!(self.child.is_none(), "the gateway runs already");
+        let start = Instant::now();
+        while !self.spawn() {
+            // somebody may have been given the port for a moment
+            assert!(start.elapsed() < PATIENCE, "the gateway doesn't start:\n{}", self.log());
+            pause(Duration::from_millis(50));
+        }
+        wait_for("the gateway to be ready", || {
+            (Web::new().try_get(&self.url("/readyz"))?.status == StatusCode::OK).then_some(())
+        });
+    }
+
+    fn spawn(&mut self) -> bool {
+        let log = OpenOptions::new().create(true).append(true).open(self.log_file()).expect("a log file");
+        let mut serve = command(&programs().gateway);
+        serve.arg("serve").arg("--data-dir").arg(self.data());
+        serve.arg("--listen").arg(format!("127.0.0.1:{}", self.port));
+        let mut child =
+            serve.stdout(Stdio::piped()).stderr(log).spawn().expect("the gateway's program can be run");
+        let out = BufReader::new(child.stdout.take().expect("a pipe"));
+        self.printed = out.lines().take(2).map_while(Result::ok).collect();
+        let Some(url) = self.printed.first().and_then(|line| line.strip_prefix("extra-substituters = "))
+        else {
+            let status = child.wait().expect("its exit code");
+            assert!(self.port != 0, "the gateway ended with {status}:\n{}", self.log());
+            return false;
+        };
+        let address = url.strip_prefix("http://").and_then(|rest| rest.split('/').next());
+        let port = address.and_then(|address| address.rsplit(':').next()?.parse().ok());
+        self.port = port.unwrap_or_else(|| panic!("no port in `{url}`"));
+        self.child = Some(child);
+        true
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+
+    /// What it logged since its first start.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// As a crash does it: SIGKILL.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("the gateway runs");
+        child.kill().expect("it can be killed");
+        child.wait().expect("its exit code");
+    }
+
+    /// Asks it to stop.
+    pub fn terminate(&self) {
+        let child = self.child.as_ref().expect("the gateway runs");
+        let mut kill = command("kill");
+        kill.arg("-TERM").arg(child.id().to_string());
+        run(kill).ended_with(0);
+    }
+
+    /// Asks it to stop and waits until it has.
+    pub fn stop(&mut self) {
+        self.terminate();
+        let status = self.child.take().expect("the gateway runs").wait().expect("its exit code");
+        assert!(status.success(), "the gateway ended with {status}:\n{}", self.log());
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// An address below it.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    /// A cache's address, as for Nix.
+    pub fn cache_url(&self, cache: &str) -> String {
+        self.url(&format!("/{cache}"))
+    }
+
+    /// Runs one of its commands beside it.
+    pub fn admin(&self, args: &[&str]) -> Ran {
+        let mut admin = command(&programs().gateway);
+        admin.args(args).arg("--data-dir").arg(self.data());
+        run(admin)
+    }
+
+    /// A cache's public key, as for Nix.
+    pub fn key(&self, cache: &str) -> String {
+        let lines = self.admin(&["cache", "list"]).lines();
+        let found = lines.iter().find_map(|line| line.strip_prefix(cache)?.strip_prefix('\t'));
+        found.unwrap_or_else(|| panic!("no cache `{cache}` in {lines:?}")).to_owned()
+    }
+
+    pub fn public_key(&self, cache: &str) -> PublicKey {
+        PublicKey::parse(&self.key(cache)).expect("a public key")
+    }
+
+    /// Adds a cache with a policy without upstreams.
+    pub fn add_cache(&self, name: &str) {
+        self.set_policy(name, "");
+        self.admin(&["cache", "add", name]).ended_with(0);
+    }
+
+    /// Enrols somebody; `more` are further arguments of `invite`.
+    pub fn enrol(&self, name: &str, more: &[&str]) -> Submitter {
+        let code = self.admin(&[&["invite", name], more].concat()).line();
+        let submitter = Submitter { dir: tempfile::tempdir().expect("a temporary directory") };
+        submitter.run(&["join", &self.url(""), "--invite", &code, "--name", &format!("{name}-1")]).lines();
+        submitter
+    }
+
+    /// A number that it counts, over all labels.
+    pub fn metric(&self, name: &str) -> u64 {
+        let text = Web::new().get(&self.url("/metrics")).text();
+        let values = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            rest.starts_with([' ', '{']).then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
+        });
+        values.sum::<f64>() as u64
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of the gateway\n{}", self.log());
+        }
+    }
+}
+
+/// Somebody with a configuration directory and a key.
+pub struct Submitter {
+    dir: TempDir,
+}
+
+/// What `pushgate push --json` prints, as a program reads it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Report {
+    pub gateway: String,
+    pub cache: String,
+    pub pushes: Vec<String>,
+    pub paths: Vec<PathStatus>,
+    pub failed: Vec<Failed>,
+    pub notices: Vec<String>,
+    pub sent: Sent,
+    pub timed_out: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Failed {
+    pub path: String,
+    pub message: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Sent {
+    pub nars: u64,
+    pub nar_bytes: u64,
+    pub body_bytes: u64,
+}
+
+impl Report {
+    /// The state of one path.
+    #[track_caller]
+    pub fn of(&self, path: &str) -> &PathStatus {
+        let found = self.paths.iter().find(|status| status.path.absolute() == path);
+        found.unwrap_or_else(|| panic!("nothing is said of {path}: {self:#?}"))
+    }
+
+    /// The paths in one state.
+    pub fn in_state(&self, state: PathState) -> Vec<String> {
+        self.paths.iter().filter(|p| p.state == state).map(|p| p.path.absolute()).collect()
+    }
+}
+
+impl Submitter {
+    /// `pushgate ARGS`, with no store but an empty one.
+    pub fn run(&self, args: &[&str]) -> Ran {
+        run(self.command(None, args))
+    }
+
+    /// `pushgate ARGS` on somebody's store.
+    pub fn run_on(&self, nix: &Nix, args: &[&str]) -> Ran {
+        run(self.command(Some(nix), args))
+    }
+
+    /// `pushgate push --json` of paths, if it ends with this code.
+    #[track_caller]
+    pub fn push_ending_with(&self, code: i32, nix: &Nix, paths: &[String], more: &[&str]) -> Report {
+        let mut args = vec!["push", "--json"];
+        args.extend(more);
+        args.extend(paths.iter().map(String::as_str));
+        let ran = self.run_on(nix, &args).ended_with(code);
+        serde_json::from_str(&ran.out).unwrap_or_else(|e| panic!("{e} in\n{}\n{}", ran.out, ran.err))
+    }
+
+    /// `pushgate push --json` of paths, if all is accepted.
+    #[track_caller]
+    pub fn push(&self, nix: &Nix, paths: &[String]) -> Report {
+        self.push_ending_with(0, nix, paths, &[])
+    }
+
+    /// Starts `pushgate ARGS` and doesn't wait for it.
+    pub fn spawn(&self, nix: &Nix, args: &[&str]) -> Running {
+        let mut command = self.command(Some(nix), args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().expect("the client's program can be run");
+        Running { child: Some(child), what: format!("{command:?}") }
+    }
+
+    fn command(&self, nix: Option<&Nix>, args: &[&str]) -> Command {
+        let mut command = command(&programs().client);
+        let home = self.dir.path();
+        command.args(args).env("XDG_CONFIG_HOME", home).env("HOME", home).env("USER", "somebody");
+        match nix {
+            Some(nix) => nix.environment(&mut command),
+            None => {
+                command.env("NIX_REMOTE", home.join("no-store"));
+            }
+        }
+        command
+    }
+
+    /// Where settings and keys are.
+    pub fn config(&self) -> PathBuf {
+        self.dir.path().join("pushgate")
+    }
+
+    /// The secret key.
+    pub fn key(&self) -> SecretKey {
+        let files = fs::read_dir(self.config()).expect("settings").filter_map(|e| Some(e.ok()?.path()));
+        let keys: Vec<_> = files.filter(|file| file.extension().is_some_and(|e| e == "key")).collect();
+        let [file] = keys.as_slice() else { panic!("not one key: {keys:?}") };
+        SecretKey::parse(&fs::read_to_string(file).expect("the key's file")).expect("a secret key")
+    }
+}
+
+/// A command under way. Killed when dropped.
+pub struct Running {
+    child: Option<Child>,
+    what: String,
+}
+
+impl Running {
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    /// Whether it ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        let child = self.child.as_mut().expect("it was started");
+        child.try_wait().expect("its state").is_some()
+    }
+
+    /// Waits until it ends by itself.
+    pub fn finish(mut self) -> Ran {
+        let output = self.child.take().expect("it was started").wait_with_output().expect("its output");
+        Ran { what: self.what.clone(), ..Ran::of(&Command::new(""), output) }
+    }
+
+    fn end(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Host directories that builders see: `/bin/sh` and what it needs. On merged-usr systems `/bin` and the like are links.
+fn sandbox_paths() -> String {
+    let mut dirs = vec!["/bin", "/lib", "/lib64", "/usr"];
+    if fs::canonicalize("/bin/sh").is_ok_and(|sh| sh.starts_with("/nix")) {
+        dirs.push("/nix/store");
+    }
+    let paths = dirs.into_iter().filter_map(|dir| {
+        let real = fs::canonicalize(dir).ok()?;
+        Some(format!("{dir}={}", real.display()))
+    });
+    paths.collect::<Vec<_>>().join(" ")
+}
+
+/// A store of its own, and the Nix on this machine to work with it.
+pub struct Nix {
+    dir: TempDir,
+    settings: String,
+}
+
+impl Nix {
+    /// An empty store in which things are built. Nothing is substituted.
+    pub fn builder() -> Self {
+        Self::with(&format!(
+            "substitute = false\nsubstituters =\nsandbox = true\nsandbox-paths = {}\nmax-jobs = 2",
+            sandbox_paths()
+        ))
+    }
+
+    /// An empty store that trusts one key and fetches from these caches only.
+    pub fn consumer(substituters: &[String], keys: &[String]) -> Self {
+        Self::with(&format!(
+            "require-sigs = true\nsubstitute = true\nmax-jobs = 0\nsubstituters = {}\ntrusted-public-keys = {}",
+            substituters.join(" "),
+            keys.join(" ")
+        ))
+    }
+
+    fn with(settings: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let settings = format!(
+            "experimental-features = nix-command ca-derivations\nbuilders =\nbuild-users-group =\n\
+             fsync-metadata = false\nkeep-derivations = false\nconnect-timeout = 20\ndownload-attempts = 1\n{settings}\n"
+        );
+        let nix = Self { dir, settings };
+        nix.run("nix-store", &["--init"]).ended_with(0);
+        nix
+    }
+
+    fn environment(&self, command: &mut Command) {
+        // a home of its own also has an own record of what caches are known to have
+        command.env("HOME", self.dir.path().join("home"));
+        command.env("NIX_REMOTE", self.root()).env("NIX_CONFIG", &self.settings);
+    }
+
+    /// The store's root directory.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    /// A directory for files beside the store.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where a path's files lie.
+    pub fn physical(&self, path: &str) -> PathBuf {
+        self.root().join(path.strip_prefix('/').expect("an absolute path"))
+    }
+
+    /// One of Nix's commands on this store.
+    pub fn run<S: AsRef<OsStr>>(&self, program: &str, args: &[S]) -> Ran {
+        let mut command = command(program);
+        command.args(args).current_dir(self.dir.path());
+        self.environment(&mut command);
+        match command.output() {
+            Ok(output) => Ran::of(&command, output),
+            Err(e) => {
+                panic!("`{program}` can't be run ({e}): these tests need Nix, which scripts/test installs")
+            }
+        }
+    }
+
+    /// Builds an expression and gives its output paths, one for each `--attr`, or of the expression itself.
+    #[track_caller]
+    pub fn build(&self, expression: &str) -> Vec<String> {
+        self.run("nix-build", &["--quiet", "--no-out-link", "-E", expression]).lines()
+    }
+
+    /// The derivation of an expression.
+    #[track_caller]
+    pub fn instantiate(&self, expression: &str) -> String {
+        self.run("nix-instantiate", &["-E", expression]).line()
+    }
+
+    /// `nix-store --query ARGS PATHS`, a line for each answer.
+    #[track_caller]
+    pub fn query(&self, args: &[&str], paths: &[String]) -> Vec<String> {
+        let mut all = vec!["--query"];
+        all.extend(args);
+        all.extend(paths.iter().map(String::as_str));
+        self.run("nix-store", &all).lines()
+    }
+
+    /// The paths and all that they need.
+    #[track_caller]
+    pub fn closure(&self, paths: &[String]) -> Vec<String> {
+        self.query(&["--requisites"], paths)
+    }
+
+    /// Each path's NAR hash, as the store's database has it.
+    #[track_caller]
+    pub fn hashes(&self, paths: &[String]) -> BTreeMap<String, String> {
+        paths.iter().cloned().zip(self.query(&["--hash"], paths)).collect()
+    }
+
+    /// A path's NAR, from its files.
+    #[track_caller]
+    pub fn dump(&self, path: &str) -> Vec<u8> {
+        let mut command = command("nix-store");
+        command.arg("--dump").arg(self.physical(path));
+        let output = command.output().expect("nix-store can be run");
+        assert!(output.status.success(), "{path}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+
+    /// Fetches paths with all that they need.
+    pub fn fetch(&self, paths: &[String]) -> Ran {
+        let mut args = vec!["--realise"];
+        args.extend(paths.iter().map(String::as_str));
+        self.run("nix-store", &args)
+    }
+
+    /// Fails unless this store has the paths with all that they need, all files as they are in the other.
+    #[track_caller]
+    pub fn assert_has_all_of(&self, other: &Self, paths: &[String]) {
+        let all = other.closure(paths);
+        assert_eq!(self.closure(paths).len(), all.len());
+        assert_eq!(self.hashes(&all), other.hashes(&all));
+        // hashes in the database are as they were told; this reads the files
+        self.run("nix-store", &["--verify", "--check-contents"]).ended_with(0);
+        for path in all.iter().take(40) {
+            assert!(self.dump(path) == other.dump(path), "the contents of {path} differ");
+        }
+    }
+
+    /// Takes a path out of the store.
+    #[track_caller]
+    pub fn delete(&self, path: &str) {
+        self.run("nix-store", &["--delete", path]).ended_with(0);
+    }
+}
+
+impl Drop for Nix {
+    fn drop(&mut self) {
+        // Nix takes the write permission from directories in its store: without it they can't be removed
+        let _ = Command::new("chmod").arg("-R").arg("u+w").arg(self.dir.path()).status();
+    }
+}
+
+/// Incompressible bytes, the same for the same seed, as a file for Nix to take in.
+pub fn noise_file(dir: &Path, name: &str, seed: u64, bytes: usize) -> PathBuf {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut contents = Vec::with_capacity(bytes + 8);
+    while contents.len() < bytes {
+        // xorshift64*: no pattern that zstd would find
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        contents.extend_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
+    }
+    contents.truncate(bytes);
+    let file = dir.join(name);
+    fs::write(&file, contents).expect("a file");
+    file
+}
+
+/// A port on which nobody listens.
+pub fn closed_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("its address").port()
+}
+
+/// Reads a whole file.
+#[track_caller]
+pub fn read(path: &Path) -> Vec<u8> {
+    fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The names in a directory; none where there is no such.
+pub fn names(dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else { return vec![] };
+    entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// Asks over HTTP, from tests that aren't asynchronous.
+pub struct Web {
+    runtime: tokio::runtime::Runtime,
+    client: reqwest::Client,
+}
+
+/// An answer, whole.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    /// The code of an answer that is an error of the API.
+    pub fn code(&self) -> Option<String> {
+        let answer: pushgate_formats::api::ErrorAnswer = serde_json::from_slice(&self.body).ok()?;
+        Some(answer.error.code)
+    }
+
+    pub fn json<T: for<'de> Deserialize<'de>>(&self) -> T {
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e} in {}", self.text()))
+    }
+}
+
+impl Default for Web {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Web {
+    pub fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .tls_certs_only([])
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(PATIENCE)
+            .build()
+            .expect("an HTTP client");
+        Self { runtime, client }
+    }
+
+    /// One request; `None` where nobody answers.
+    pub fn try_ask(
+        &self,
+        method: &Method,
+        url: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> Option<Answer> {
+        let mut request = self.client.request(method.clone(), url).body(body);
+        for (name, value) in headers {
+            let name: HeaderName = name.parse().expect("a header's name");
+            request = request.header(name, HeaderValue::from_str(value).expect("a header's value"));
+        }
+        self.runtime.block_on(async {
+            let response = request.send().await.ok()?;
+            let (status, headers) = (response.status(), response.headers().clone());
+            Some(Answer { status, headers, body: response.bytes().await.ok()?.to_vec() })
+        })
+    }
+
+    #[track_caller]
+    pub fn ask(&self, method: &Method, url: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
+        self.try_ask(method, url, headers, body).unwrap_or_else(|| panic!("no answer: {method} {url}"))
+    }
+
+    pub fn try_get(&self, url: &str) -> Option<Answer> {
+        self.try_ask(&Method::GET, url, &[], vec![])
+    }
+
+    #[track_caller]
+    pub fn get(&self, url: &str) -> Answer {
+        self.ask(&Method::GET, url, &[], vec![])
+    }
+}
