@@ -112,7 +112,13 @@ impl Attempts {
 /// Enrols a key by an invite.
 pub async fn enrol(app: &App, envelope: &Envelope) -> Result<(String, Role), ApiError> {
     let now = app.clock.now();
-    if app.invites.is_over(now) {
+    let malformed = |e: &dyn std::fmt::Display| ApiError::bad_request("enrolment-malformed", e.to_string());
+    let payload = envelope.unverified_payload(dsse::ENROLMENT).map_err(|e| malformed(&e))?;
+    let enrolment: Enrolment = serde_json::from_slice(&payload).map_err(|e| malformed(&e))?;
+    let code = Sha256::of(enrolment.code.as_bytes());
+    // whoever guesses is slowed down, whoever has an invite isn't kept out by him
+    let exists = app.db.is_invite(&code).await?;
+    if !exists && app.invites.is_over(now) {
         let mut error = ApiError::new(
             http::StatusCode::TOO_MANY_REQUESTS,
             "invite-attempts",
@@ -121,16 +127,12 @@ pub async fn enrol(app: &App, envelope: &Envelope) -> Result<(String, Role), Api
         error.retry_after = Some(60);
         return Err(error);
     }
-    let malformed = |e: &dyn std::fmt::Display| ApiError::bad_request("enrolment-malformed", e.to_string());
-    let payload = envelope.unverified_payload(dsse::ENROLMENT).map_err(|e| malformed(&e))?;
-    let enrolment: Enrolment = serde_json::from_slice(&payload).map_err(|e| malformed(&e))?;
     let key = PublicKey::parse(&enrolment.key).map_err(|e| malformed(&e))?;
     // whoever enrols a key has to have its secret half
     envelope.verify(&payload, &key).map_err(|e| ApiError::forbidden(e.to_string())).map_err(|mut e| {
         e.code = "signature-invalid";
         e
     })?;
-    let code = Sha256::of(enrolment.code.as_bytes());
     match app.db.redeem(&code, &key, now).await? {
         Redeemed::Enrolled { identity, role } => {
             tracing::info!(identity, role = role.as_str(), key = %key, "enrolled");

@@ -20,6 +20,7 @@ CREATE TABLE identities (
     owner   TEXT,                        -- set by the admin only; without one the identity vouches for nobody
     groups  TEXT NOT NULL,
     frozen  INTEGER NOT NULL DEFAULT 0,
+    derivation_bytes INTEGER NOT NULL DEFAULT 0, -- of derivations it was the first to send; they stay as evidence
     created INTEGER NOT NULL
 ) STRICT;
 

@@ -283,6 +283,8 @@ pub trait Db: Send + Sync + 'static {
     async fn add_cache(&self, row: &CacheRow) -> Result<bool>;
 
     async fn add_invite(&self, invite: &InviteRow) -> Result<()>;
+    /// Whether an invite with this code was ever made, used or not.
+    async fn is_invite(&self, code: &Sha256) -> Result<bool>;
     /// Uses up an invite and enrols the key, both or neither.
     async fn redeem(&self, code: &Sha256, key: &PublicKey, now: u64) -> Result<Redeemed>;
     async fn key(&self, key: &[u8; 32]) -> Result<Option<EnrolledKey>>;
@@ -306,10 +308,11 @@ pub trait Db: Send + Sync + 'static {
     async fn pushes_of(&self, identity: i64, most: u32) -> Result<Vec<PushCounts>>;
     /// Pushes with a claim that is not settled for good: (cache, push).
     async fn open_pushes(&self) -> Result<Vec<(String, String)>>;
-    /// Pushes with claims that wait on one of these paths.
+    /// Pushes with claims that wait on one of these paths, or that are open claims of one.
     async fn pushes_waiting_on(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<String>>;
-    /// Claims of these paths, by any submitter, whose bytes are in quarantine and that are held.
-    async fn held_claims(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<ClaimRow>>;
+    /// Held claims of these paths, by any submitter, that lack nothing but references or a settled conflict. One that
+    /// nothing shows to be right is no rival: anybody could block a path with it.
+    async fn rival_claims(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<ClaimRow>>;
 
     async fn quarantined(&self, identity: i64, nars: &[Sha256]) -> Result<Vec<QuarantineRow>>;
     /// Adds NARs; one that is there already stays where it is. Gives those that were new.
@@ -321,7 +324,7 @@ pub trait Db: Send + Sync + 'static {
     ) -> Result<HashSet<Sha256>>;
     /// Forgets a NAR whose stored bytes turned out to be damaged.
     async fn drop_quarantined(&self, identity: i64, nar: &Sha256) -> Result<()>;
-    /// Compressed bytes that an identity has in quarantine.
+    /// Compressed bytes that an identity has in quarantine, its derivations included.
     async fn quarantine_bytes(&self, identity: i64) -> Result<u64>;
     /// Every pack that a quarantined NAR lies in.
     async fn packs(&self) -> Result<HashSet<String>>;

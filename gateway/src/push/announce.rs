@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use pushgate_formats::{
     Sha256, StorePath, api,
     content_address::ContentAddress,
+    derivation::OutputName,
     dsse::{self, DsseError, Envelope},
     keys::Signature,
     store_path::StorePathError,
@@ -92,6 +93,12 @@ impl Announcement {
         too_large("realisations", body.realisations.len(), api::MAX_PATHS)?;
         if let Some(path) = body.derivations.iter().find(|d| !d.is_derivation()) {
             return Err(AnnounceError::Malformed(format!("`{path}` is listed among the derivations")));
+        }
+        if let Some(r) = body.realisations.iter().find(|r| !is_realisation_id(&r.id)) {
+            let id = crate::error::clean(&r.id);
+            return Err(AnnounceError::Malformed(format!(
+                "the realisation `{id}` is not `sha256:HEX!OUTPUT`"
+            )));
         }
         // two names behind one hash would share a narinfo, so the hash part alone must differ
         let mut seen = HashSet::with_capacity(body.paths.len());
@@ -188,6 +195,14 @@ fn invalid_path(payload: &[u8]) -> Option<StorePathError> {
         .chain(&found.derivations)
         .chain(found.realisations.iter().map(|r| &r.out_path))
         .find_map(|text| StorePath::parse(text).err())
+}
+
+/// `sha256:`, 64 lower-case hexadecimal digits, `!`, an output's name.
+fn is_realisation_id(id: &str) -> bool {
+    let hex = |h: &str| h.len() == 64 && h.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    id.strip_prefix("sha256:")
+        .and_then(|rest| rest.split_once('!'))
+        .is_some_and(|(h, output)| hex(h) && OutputName::parse(output).is_ok())
 }
 
 fn malformed(error: serde_json::Error) -> AnnounceError {

@@ -22,6 +22,7 @@ use super::{
     quarantine::{Quarantined, ReexamineError, examine_again},
     references::{self, Knowledge},
     session::{ClaimState, Session, SessionError},
+    signature::{SignatureError, may_push},
 };
 use crate::{
     app::App,
@@ -123,7 +124,8 @@ struct Facts {
     resolved: HashMap<String, Resolved>,
     /// Held claims of the same paths, by anybody.
     rivals: HashMap<StorePath, Vec<(i64, pushgate_formats::Sha256)>>,
-    revoked: HashMap<String, String>,
+    /// By push: what its claims come to because its key may not push any more.
+    barred: HashMap<String, ClaimState>,
 }
 
 async fn judge(app: &Arc<App>, cache: &Arc<Cache>, ids: &BTreeSet<String>) -> Result<(), JudgeError> {
@@ -205,13 +207,29 @@ async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) -> Result<F
         knowledge: Knowledge::default(),
         resolved: HashMap::new(),
         rivals: HashMap::new(),
-        revoked: HashMap::new(),
+        barred: HashMap::new(),
     };
     let (mut paths, mut own) = (BTreeSet::new(), BTreeSet::new());
     for session in sessions {
         let key = app.db.key(&session.key.bytes()).await?;
-        if key.is_none_or(|k| k.revoked.is_some()) {
-            facts.revoked.insert(session.id.clone(), session.key.name().to_string());
+        let allowed = key.map_or_else(
+            || Err(SignatureError::KeyUnknown(session.key.name().to_string())),
+            |key| may_push(&key, &cache.name, app.clock.now()),
+        );
+        match allowed {
+            // what a key signed while it was good stays signed
+            Ok(()) | Err(SignatureError::Expired { .. }) => {}
+            Err(e) => {
+                let (code, message) = (e.code(), format!("not published before this happened: {e}"));
+                // a frozen submitter may be let go again
+                let barred = match e {
+                    SignatureError::Frozen(_) => {
+                        ClaimState::with(PathState::Held, code, message, vec!["person".to_owned()])
+                    }
+                    _ => ClaimState::with(PathState::Rejected, code, message, vec![]),
+                };
+                facts.barred.insert(session.id.clone(), barred);
+            }
         }
         paths.extend(unsent_claims(session).into_iter().map(|i| session.signed[i].path().clone()));
         let (mut derivers, mut built) = (false, BTreeSet::new());
@@ -247,7 +265,7 @@ async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) -> Result<F
         }
     }
     let own: Vec<StorePath> = own.into_iter().collect();
-    for row in app.db.held_claims(&cache.name, &own).await? {
+    for row in app.db.rival_claims(&cache.name, &own).await? {
         facts.rivals.entry(row.path).or_default().push((row.id, row.nar_hash));
     }
     look_up(app, cache, &mut facts, &paths.into_iter().collect::<Vec<_>>(), false).await?;
@@ -387,11 +405,8 @@ fn evaluate_claim(
 ) -> Result<Outcome, JudgeError> {
     let signed = &session.signed[i];
     let claim = signed.claim();
-    if let Some(key) = facts.revoked.get(&session.id) {
-        return Ok(rejected(
-            "key-revoked",
-            format!("the key `{key}` was revoked before `{}` was published", claim.path),
-        ));
+    if let Some(state) = facts.barred.get(&session.id) {
+        return Ok(Outcome::State(state.clone(), vec![]));
     }
     // invariant 3: what is published under this hash keeps its name and NAR hash
     if let Some((path, nar_hash)) = facts.taken.get(claim.path.hash_part()) {

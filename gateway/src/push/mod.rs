@@ -258,6 +258,15 @@ pub async fn take_derivations(
         error.path = Some(path.absolute());
         return Err(error);
     }
+    let bytes = sent.iter().map(|(_, text)| text.len() as u64).sum();
+    let (_, budget) = app.submitter(session.identity, session.cache.policy().limits.quarantine_size).await?;
+    if !budget.take(bytes) {
+        return Err(ApiError::new(
+            http::StatusCode::INSUFFICIENT_STORAGE,
+            "quota-exceeded",
+            format!("the submitter's quarantine is full ({} bytes are allowed)", budget.most),
+        ));
+    }
     let taken = app.derivations.take(app.db.as_ref(), session.identity, &session.derivations, sent).await?;
     refresh_derivations(app, session).await?;
     reject_for(app, session, &taken.refused).await?;

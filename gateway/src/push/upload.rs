@@ -62,7 +62,8 @@ pub struct Budget {
 }
 
 impl Budget {
-    fn take(&self, bytes: u64) -> bool {
+    /// False where they don't fit.
+    pub fn take(&self, bytes: u64) -> bool {
         use std::sync::atomic::Ordering::Relaxed;
         let before = self.used.fetch_add(bytes, Relaxed);
         if before + bytes > self.most {

@@ -72,6 +72,14 @@ impl Sqlite {
         Ok(())
     }
 
+    pub(super) async fn has_invite(&self, code: &Sha256) -> Result<bool> {
+        let found: Option<i64> = sqlx::query_scalar("SELECT 1 FROM invites WHERE code = ?")
+            .bind(code.base32())
+            .fetch_optional(&self.read)
+            .await?;
+        Ok(found.is_some())
+    }
+
     /// One transaction: a crash leaves the invite unused and the key unknown, or both done.
     pub(super) async fn redeem_invite(&self, code: &Sha256, key: &PublicKey, now: u64) -> Result<Redeemed> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;

@@ -132,6 +132,9 @@ impl Db for Sqlite {
     async fn add_invite(&self, invite: &InviteRow) -> Result<()> {
         self.insert_invite(invite).await
     }
+    async fn is_invite(&self, code: &Sha256) -> Result<bool> {
+        self.has_invite(code).await
+    }
     async fn redeem(&self, code: &Sha256, key: &PublicKey, now: u64) -> Result<Redeemed> {
         self.redeem_invite(code, key, now).await
     }
@@ -180,8 +183,8 @@ impl Db for Sqlite {
     async fn pushes_waiting_on(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<String>> {
         self.list_pushes_waiting_on(cache, paths).await
     }
-    async fn held_claims(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<ClaimRow>> {
-        self.list_held_claims(cache, paths).await
+    async fn rival_claims(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<ClaimRow>> {
+        self.list_rival_claims(cache, paths).await
     }
 
     async fn quarantined(&self, identity: i64, nars: &[Sha256]) -> Result<Vec<QuarantineRow>> {

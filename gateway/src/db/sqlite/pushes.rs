@@ -196,7 +196,9 @@ impl Sqlite {
         paths: &[StorePath],
     ) -> Result<Vec<String>> {
         Ok(sqlx::query_scalar(
-            "SELECT DISTINCT push FROM claim_waits WHERE cache = ? AND path IN (SELECT value FROM json_each(?))",
+            "SELECT push FROM claim_waits WHERE cache = ?1 AND path IN (SELECT value FROM json_each(?2)) \
+             UNION SELECT push FROM claims WHERE cache = ?1 AND path IN (SELECT value FROM json_each(?2)) \
+             AND state IN ('wanted', 'checking', 'held')",
         )
         .bind(cache)
         .bind(paths_json(paths))
@@ -204,9 +206,10 @@ impl Sqlite {
         .await?)
     }
 
-    pub(super) async fn list_held_claims(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<ClaimRow>> {
+    pub(super) async fn list_rival_claims(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<ClaimRow>> {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "{CLAIM_COLUMNS} WHERE cache = ? AND state = 'held' AND path IN (SELECT value FROM json_each(?))"
+            "{CLAIM_COLUMNS} WHERE cache = ? AND state = 'held' \
+             AND code IN ('closure-open', 'conflicts-with-claim') AND path IN (SELECT value FROM json_each(?))"
         )))
         .bind(cache)
         .bind(paths_json(paths))

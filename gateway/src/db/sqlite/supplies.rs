@@ -70,10 +70,13 @@ impl Sqlite {
     }
 
     pub(super) async fn sum_quarantined(&self, identity: i64) -> Result<u64> {
-        let sum: Option<i64> = sqlx::query_scalar("SELECT sum(length) FROM quarantine WHERE identity = ?")
-            .bind(identity)
-            .fetch_one(&self.read)
-            .await?;
+        let sum: Option<i64> = sqlx::query_scalar(
+            "SELECT derivation_bytes + coalesce((SELECT sum(length) FROM quarantine WHERE identity = ?1), 0) \
+             FROM identities WHERE id = ?1",
+        )
+        .bind(identity)
+        .fetch_one(&self.read)
+        .await?;
         Ok(time(sum.unwrap_or(0)))
     }
 
@@ -167,10 +170,24 @@ impl Sqlite {
     pub(super) async fn insert_derivations(&self, identity: i64, rows: &[DerivationRow]) -> Result<()> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
         let mut compressor = zstd::bulk::Compressor::new(1).map_err(sqlx::Error::Io)?;
+        let known: Vec<String> = sqlx::query_scalar(
+            "SELECT d.path FROM json_each(?) AS asked CROSS JOIN derivations d ON d.path = asked.value",
+        )
+        .bind(paths_json(rows.iter().map(|r| &r.path)))
+        .fetch_all(&mut *tx)
+        .await?;
+        let known: HashSet<String> = known.into_iter().collect();
         let mut texts = Vec::with_capacity(rows.len());
         for row in rows {
             texts.push(compressor.compress(&row.text).map_err(sqlx::Error::Io)?);
         }
+        let new = rows.iter().zip(&texts).filter(|(row, _)| !known.contains(row.path.base_name()));
+        let bytes: u64 = new.map(|(_, text)| text.len() as u64).sum();
+        sqlx::query("UPDATE identities SET derivation_bytes = derivation_bytes + ? WHERE id = ?")
+            .bind(sql(bytes))
+            .bind(identity)
+            .execute(&mut *tx)
+            .await?;
         // many rows a statement: each statement is a trip to the database's thread and back
         for (rows, texts) in rows.chunks(ROWS).zip(texts.chunks(ROWS)) {
             let mut query = sqlx::QueryBuilder::new("INSERT INTO derivations (path, text, facts) ");
