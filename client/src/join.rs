@@ -75,7 +75,7 @@ pub async fn join(dir: &ConfigDir, url: &str, code: &str, name: Option<&str>) ->
         return Err(already(gateway));
     }
     if info.gateway.is_empty() || info.gateway.len() > 200 || info.gateway != printable(&info.gateway) {
-        return Err(JoinError::Inconsistent { url });
+        return Err(ApiError::not_a_gateway(&url, "its id is malformed").into());
     }
 
     let mut n = 0;

@@ -139,19 +139,12 @@ pub fn remarks(report: &Report) -> String {
     for notice in &report.notices {
         let _ = writeln!(out, "note: {}", printable(notice));
     }
-    let ids: Vec<_> = report.pushes.iter().map(|id| printable(id)).collect();
+    let ask: Vec<_> = report.pushes.iter().map(|id| format!("pushgate status {}", printable(id))).collect();
+    let ask = ask.join("; ");
     if report.timed_out {
-        let _ = writeln!(
-            out,
-            "note: not everything was decided in time; ask later: pushgate status {}",
-            ids.join(" ")
-        );
+        let _ = writeln!(out, "note: not everything was decided in time; ask later: {}", ask);
     } else if report.paths.iter().any(|path| path.state == PathState::Held) {
-        let _ = writeln!(
-            out,
-            "note: held paths are accepted and wait; ask later: pushgate status {}",
-            ids.join(" ")
-        );
+        let _ = writeln!(out, "note: held paths are accepted and wait; ask later: {}", ask);
     }
     out
 }
@@ -349,6 +342,14 @@ mod tests {
         assert_eq!(Exit::of_push(&report), Exit::Rejected);
         assert_eq!([Exit::Accepted as u8, Exit::Error as u8, Exit::Usage as u8], [0, 1, 2]);
         assert_eq!([Exit::Rejected as u8, Exit::TimedOut as u8], [3, 4]);
+    }
+
+    #[test]
+    fn what_to_ask_later_is_a_command_for_each_push() {
+        let mut report = report(vec![status_of(1, PathState::Held)]);
+        report.pushes.push("p2".into());
+        let remarks = remarks(&report);
+        assert!(remarks.ends_with("ask later: pushgate status p1; pushgate status p2\n"), "{remarks}");
     }
 
     #[test]

@@ -123,7 +123,13 @@ impl ApiError {
             while let Some(inner) = cause.source() {
                 cause = inner;
             }
-            printable(&cause.to_string())
+            let why = printable(&cause.to_string());
+            // the TLS library's words for an answer in plain HTTP
+            if why.contains("InvalidContentType") {
+                "it doesn't speak TLS (http instead of https?)".into()
+            } else {
+                why
+            }
         };
         Self::Unreachable { url: base.to_owned(), why }
     }
@@ -133,7 +139,7 @@ impl ApiError {
         Self::Unreachable { url: base.to_owned(), why: NO_ANSWER.to_owned() }
     }
 
-    pub(super) fn not_a_gateway(url: &str, why: &str) -> Self {
+    pub(crate) fn not_a_gateway(url: &str, why: &str) -> Self {
         Self::NotAGateway { url: url.to_owned(), why: why.to_owned() }
     }
 

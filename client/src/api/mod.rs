@@ -30,6 +30,8 @@ pub use error::{ApiError, Refusal, is_hidden, printable};
 const MAX_ANSWER: usize = 64 << 20;
 /// How long a question may take beyond the time that it asks the gateway to wait.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The same at first contact, with a question that costs a gateway nothing.
+const FIRST_PATIENCE: Duration = Duration::from_secs(15);
 /// A line over which a large announcement may go, in bytes per second.
 const SLOWEST_LINE: u64 = 32 << 10;
 /// The longest pause that a gateway can ask for.
@@ -133,7 +135,7 @@ impl Api {
     /// What anybody may know about the gateway.
     pub async fn gateway(&self) -> Result<GatewayInfo, ApiError> {
         let url = self.url("/api/v1/gateway");
-        self.ask(Tries::Few, || self.http.get(&url).timeout(PATIENCE)).await
+        self.ask(Tries::Few, || self.http.get(&url).timeout(FIRST_PATIENCE)).await
     }
 
     /// Enrols with a sealed [`pushgate_formats::api::Enrolment`].

@@ -56,8 +56,12 @@ pub enum PushError {
     #[error(transparent)]
     Closure(#[from] ClosureError),
     /// After everything was sent, only the outcome isn't known.
-    #[error("{error}; everything was sent, ask later what became of it: pushgate status {push}")]
-    Outcome { error: ApiError, push: String },
+    #[error("everything was sent, ask later what became of it (`pushgate status {push}`)")]
+    Outcome {
+        #[source]
+        error: ApiError,
+        push: String,
+    },
     #[error("zstd can't be used")]
     Compression(#[source] io::Error),
     #[error("the system gives no random bytes")]
@@ -273,9 +277,12 @@ fn about_derivations(list: &derivations::List) -> Vec<String> {
     let mut notices = Vec::new();
     if let [first, ..] = list.missing.as_slice() {
         notices.push(format!(
-            "{} derivations are no longer in this store, such as `{first}`: paths that were built from them may be held \
-             until somebody who has them pushes",
-            list.missing.len()
+            "{} no longer in this store, such as `{first}`: paths built from them may be held until somebody who has \
+             them pushes",
+            match list.missing.len() {
+                1 => "1 derivation is".into(),
+                many => format!("{many} derivations are"),
+            }
         ));
     }
     if list.left_out > 0 {
