@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 /// Small records are gathered until there are this many bytes.
 const PIECE: usize = 256 << 10;
 /// Pieces between the thread that makes them and the connection.
-const PIECES: usize = 2;
+const PIECES: usize = 6;
 /// Room for the record that fills a piece.
 const SLACK: usize = 64 << 10;
 const MAX_CHUNK: usize = frame::MAX_CHUNK as usize;

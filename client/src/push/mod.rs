@@ -17,6 +17,7 @@ use pushgate_formats::{
     api::{Audience, MAX_PATHS, MissingPath, MissingQuery, PathState, PathStatus},
 };
 use tokio::{
+    sync::watch,
     task::{JoinError, spawn_blocking},
     time::Instant,
 };
@@ -236,6 +237,8 @@ async fn one(
 
     tracing::debug!(push = push.id, wanted = status.wanted.len(), "announced");
 
+    let bodies = derivations::bodies(list.derivations, &status.wanted_derivations);
+    let (open, ready) = watch::channel(false);
     let uploader = Uploader {
         api: session.api.clone(),
         push,
@@ -243,20 +246,29 @@ async fn one(
         progress: progress.clone(),
         jobs: options.jobs.unwrap_or_else(default_jobs),
         level: options.level,
+        ready,
     };
-    let bodies = derivations::bodies(list.derivations, &status.wanted_derivations);
-    if !bodies.is_empty() {
-        progress.doing(format!("sending {} derivations", bodies.iter().map(Vec::len).sum::<usize>()));
-        report.notices.extend(uploader.derivations(bodies).await?.iter().map(|notice| printable(notice)));
-    }
-    tracing::debug!("sent the derivations");
+    let send_derivations = async {
+        let mut notices = Vec::new();
+        if !bodies.is_empty() {
+            progress.doing(format!("sending {} derivations", bodies.iter().map(Vec::len).sum::<usize>()));
+            notices = uploader.derivations(bodies).await?;
+        }
+        tracing::debug!("sent the derivations");
+        open.send_replace(true);
+        Ok::<_, PushError>(notices)
+    };
     let nars = plan::wanted(&paths, &status.wanted);
-    let sent = if nars.is_empty() {
-        Sent::default()
-    } else {
+    let send_nars = async {
+        if nars.is_empty() {
+            return Ok(Sent::default());
+        }
         progress.sending(format!("sending {} paths", nars.len()), nars.iter().map(|nar| nar.size).sum());
-        uploader.nars(plan::requests(nars, uploader.jobs)).await?
+        uploader.nars(plan::requests(nars, uploader.jobs)).await
     };
+    // the first NARs are compressed while the gateway checks the derivations
+    let (notices, sent) = tokio::try_join!(send_derivations, send_nars)?;
+    report.notices.extend(notices.iter().map(|notice| printable(notice)));
     tracing::debug!(nars = sent.nars, bytes = sent.body_bytes, "sent the NARs");
     report.traffic.add(&sent);
     Ok((Local { daemon, location }, (uploader.push, lost(&paths, sent))))

@@ -13,7 +13,10 @@ use pushgate_formats::{
     api::{ErrorBody, Uploaded},
 };
 use reqwest::Body;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::{
+    sync::watch,
+    task::{JoinSet, spawn_blocking},
+};
 
 use super::{
     PushError,
@@ -45,6 +48,9 @@ pub(super) struct Uploader {
     pub(super) jobs: usize,
     /// Compression level of zstd.
     pub(super) level: i32,
+    /// True once the gateway has the derivations, and with them knows what to scan NARs for. Until then NARs are
+    /// compressed as far as there is room, and not sent.
+    pub(super) ready: watch::Receiver<bool>,
 }
 
 /// What came of sending.
@@ -138,7 +144,8 @@ impl Uploader {
                 (packer, unsent)
             };
             let (answer, bytes, (used, unsent)) =
-                stream(|body| self.api.send_nars(&self.push, body), &self.api, produce).await?;
+                stream(|body| self.api.send_nars(&self.push, body), &self.api, self.ready.clone(), produce)
+                    .await?;
             packer = used;
             all.body_bytes += bytes;
             left.retain(|nar| !unsent.iter().any(|(gone, _)| gone == nar));
@@ -168,7 +175,8 @@ impl Uploader {
                 }
             };
             let (answer, bytes, unsent) =
-                stream(|body| self.api.send_nars(&self.push, body), &self.api, produce).await?;
+                stream(|body| self.api.send_nars(&self.push, body), &self.api, self.ready.clone(), produce)
+                    .await?;
             all.body_bytes += bytes;
             if let Some(why) = unsent {
                 left.clear();
@@ -238,8 +246,13 @@ impl Uploader {
             let (taken, unread) = loop {
                 let (location, level, listed) = (self.location.clone(), self.level, body.clone());
                 let produce = move |sink: &mut Sink| derivations::write(&location, &listed, level, sink);
-                let (answer, _, unread) =
-                    stream(|body| self.api.send_derivations(&self.push, body), &self.api, produce).await?;
+                let (answer, _, unread) = stream(
+                    |body| self.api.send_derivations(&self.push, body),
+                    &self.api,
+                    watch::channel(true).1,
+                    produce,
+                )
+                .await?;
                 match (answer, unread) {
                     (Ok(taken), unread) => break (taken, unread.map_err(PushError::Compression)?),
                     (Err(error), _) => {
@@ -265,6 +278,7 @@ impl Uploader {
 async fn stream<T, R, F>(
     send: impl FnOnce(Body) -> F,
     api: &Api,
+    mut ready: watch::Receiver<bool>,
     produce: impl FnOnce(&mut Sink) -> R + Send + 'static,
 ) -> Result<(Result<T, ApiError>, u64, R), PushError>
 where
@@ -274,6 +288,8 @@ where
     let (mut sink, pieces) = framing::body();
     // the sink is dropped with the closure, which ends the body
     let producer = spawn_blocking(move || produce(&mut sink));
+    // an error means that nobody is left to say so: the request will tell
+    let _ = ready.wait_for(|ready| *ready).await;
     let answer = watched(send(Body::wrap_stream(pieces.clone())), &pieces, api).await;
     // with the answer the request is over, whether or not the whole body was read
     pieces.close();
