@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    sync::{Arc, Mutex, PoisonError, Weak, atomic::AtomicU64},
 };
 
 use anyhow::Context;
@@ -34,14 +34,18 @@ pub struct App {
     pub upstreams: Upstreams,
     pub sessions: Sessions,
     pub derivations: Derivations,
-    /// Announcements parsed at once.
-    pub announcing: Semaphore,
+    /// Announcements read and parsed at once.
+    pub announcing: Arc<Semaphore>,
+    /// Questions for what is missing, read and answered at once.
+    pub asking: Arc<Semaphore>,
     /// Uploads at once.
     pub uploads: Arc<Semaphore>,
     /// NARs examined at once: one a core.
     pub examining: Arc<Semaphore>,
     /// Paths whose narinfos are written but perhaps not durable, by cache.
     pub revealed: Mutex<Vec<(String, Vec<StorePath>)>>,
+    /// Whether narinfos of committed publications could not be written.
+    pub unrevealed: std::sync::atomic::AtomicBool,
     /// Asks for a sweep soon.
     pub sweep: Notify,
     /// True once the gateway stops.
@@ -55,7 +59,8 @@ pub struct App {
 /// What is under way for one submitter.
 pub struct Submitter {
     pub uploads: Arc<Semaphore>,
-    quarantined: Arc<AtomicU64>,
+    /// The count of quarantined bytes, as long as any budget uses it.
+    quarantined: tokio::sync::Mutex<Weak<AtomicU64>>,
 }
 
 /// Tasks that are waited for when the gateway stops.
@@ -123,12 +128,14 @@ impl App {
             upstreams: Upstreams::new(clock.clone())?,
             sessions: Sessions::default(),
             derivations: Derivations::default(),
-            announcing: Semaphore::new(config.limits.announcements.max(1)),
+            announcing: Arc::new(Semaphore::new(config.limits.announcements.max(1))),
+            asking: Arc::new(Semaphore::new(crate::http::pushes::QUESTIONS)),
             uploads: Arc::new(Semaphore::new(config.limits.uploads)),
             examining: Arc::new(Semaphore::new(
                 std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
             )),
             revealed: Mutex::default(),
+            unrevealed: std::sync::atomic::AtomicBool::new(false),
             sweep: Notify::new(),
             stopping: watch::channel(false).0,
             background: Background::default(),
@@ -163,7 +170,8 @@ impl App {
         Ok(app)
     }
 
-    /// What is under way for a submitter; the second value counts his quarantined bytes.
+    /// What is under way for a submitter; the second value counts his quarantined bytes, and has to be kept until what it
+    /// was taken for is in the database.
     pub async fn submitter(
         &self,
         identity: i64,
@@ -173,19 +181,26 @@ impl App {
         let submitter = {
             let mut all = self.submitters.lock().unwrap_or_else(PoisonError::into_inner);
             if all.len() > 10_000 {
-                all.retain(|_, s| Arc::strong_count(s) > 1);
+                let counts = |s: &Submitter| s.quarantined.try_lock().is_ok_and(|used| used.strong_count() > 0);
+                all.retain(|_, s| Arc::strong_count(s) > 1 || counts(s));
             }
             let fresh = || {
-                Arc::new(Submitter { uploads: Arc::new(Semaphore::new(limit)), quarantined: Arc::default() })
+                Arc::new(Submitter { uploads: Arc::new(Semaphore::new(limit)), quarantined: Default::default() })
             };
             all.entry(identity).or_insert_with(fresh).clone()
         };
-        // with no other upload under way the database knows best: sweeps free bytes that nobody counts down
-        if submitter.uploads.available_permits() == limit {
-            let used = self.db.quarantine_bytes(identity).await?;
-            submitter.quarantined.store(used, std::sync::atomic::Ordering::Relaxed);
-        }
-        let used = submitter.quarantined.clone();
+        // With nothing else under way the database knows best: sweeps free bytes that nobody counts down. Under the lock,
+        // so that who begins meanwhile shares the count that is being loaded.
+        let mut quarantined = submitter.quarantined.lock().await;
+        let used = match quarantined.upgrade() {
+            Some(used) => used,
+            None => {
+                let used = Arc::new(AtomicU64::new(self.db.quarantine_bytes(identity).await?));
+                *quarantined = Arc::downgrade(&used);
+                used
+            }
+        };
+        drop(quarantined);
         Ok((submitter, Budget { used, most }))
     }
 

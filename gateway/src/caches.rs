@@ -2,12 +2,12 @@
 //! judges them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fs,
     io::{self, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, RwLock},
+    sync::{Arc, Mutex, RwLock},
 };
 
 use pushgate_formats::keys::{KeyError, KeyName, PublicKey, SecretKey};
@@ -49,8 +49,9 @@ pub struct Cache {
     pub name: String,
     pub key: SecretKey,
     policy: RwLock<PolicyState>,
-    /// Pushes to be judged, by id.
-    pub judge: mpsc::UnboundedSender<String>,
+    judge: mpsc::UnboundedSender<String>,
+    /// What lies in the queue, so that nothing lies there twice.
+    queued: Mutex<HashSet<String>>,
 }
 
 struct PolicyState {
@@ -62,6 +63,20 @@ struct PolicyState {
 impl Cache {
     pub fn public_key(&self) -> PublicKey {
         self.key.public()
+    }
+
+    /// Has a push judged soon. Reporting it again before that changes nothing.
+    pub fn report(&self, push: &str) {
+        let mut queued = self.queued.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if queued.insert(push.to_owned()) {
+            // the judge, and with it the receiver, ends only when the gateway stops
+            let _ = self.judge.send(push.to_owned());
+        }
+    }
+
+    /// Takes a push off the queue: what is reported from now on is judged again.
+    pub fn taken(&self, push: &str) {
+        self.queued.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(push);
     }
 
     /// The policy in force.
@@ -197,6 +212,7 @@ impl Caches {
                 key,
                 policy: RwLock::new(PolicyState { policy, problem: None }),
                 judge,
+                queued: Mutex::default(),
             });
             let mut map = self.map.write().unwrap_or_else(std::sync::PoisonError::into_inner);
             // another request may have loaded it meanwhile: the first one stays

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::{Json, body::Bytes, extract::State};
+use axum::{Json, extract::State};
 use pushgate_formats::{
     api::{CacheInfo, Enrolled, GatewayInfo},
     dsse::Envelope,
@@ -34,7 +34,7 @@ pub async fn enrol(
     State(app): State<Arc<App>>,
     request: axum::extract::Request,
 ) -> Result<Json<Enrolled>, ApiError> {
-    let raw: Bytes = read_body(request, 64 << 10, "enrolment-malformed").await?;
+    let raw = read_body(request, 64 << 10, "enrolment-malformed").await?;
     let envelope: Envelope = serde_json::from_slice(&raw)
         .map_err(|e| ApiError::bad_request("enrolment-malformed", format!("no DSSE envelope: {e}")))?;
     let (submitter, role) = identities::enrol(&app, &envelope).await?;

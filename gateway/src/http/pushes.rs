@@ -4,10 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json,
-    body::Bytes,
     extract::{Path, Query, Request, State},
     http::{StatusCode, header::CONTENT_ENCODING},
 };
+use futures_util::StreamExt;
 use pushgate_formats::{
     StorePath,
     api::{
@@ -16,6 +16,10 @@ use pushgate_formats::{
     },
 };
 use serde::Deserialize;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
 use crate::{
     app::App,
@@ -28,25 +32,66 @@ use crate::{
 
 /// Longest that a question waits for a change, in seconds.
 const MAX_WAIT: u64 = 30;
+/// Questions for what is missing, read and answered at once.
+pub const QUESTIONS: usize = 4;
+/// Longest that a large body waits for its turn to be read.
+const TURN: Duration = Duration::from_secs(60);
+/// Longest that reading a body takes.
+const READING: Duration = Duration::from_secs(120);
+/// How long a body may take to begin in earnest.
+const BEGINNING: Duration = Duration::from_secs(10);
+/// Bytes per second below which a body is given up after that.
+const SLOWEST: u64 = 16 << 10;
 /// Pushes listed at most.
 const LISTED: u32 = 50;
 
-/// Reads a whole body of bounded size, which must come as it is.
-pub async fn read_body(request: Request, most: usize, code: &'static str) -> Result<Bytes, ApiError> {
+/// Reads a whole body of bounded size, which must come as it is, and not slowly: others may wait for its place.
+pub async fn read_body(request: Request, most: usize, code: &'static str) -> Result<Vec<u8>, ApiError> {
     plain_encoding(&request)?;
-    let reading = axum::body::to_bytes(request.into_body(), most);
-    let read = tokio::time::timeout(Duration::from_secs(120), reading).await.map_err(|_| {
-        ApiError::new(StatusCode::REQUEST_TIMEOUT, "upload-too-slow", "the body took more than 120 seconds")
-    })?;
-    read.map_err(|e| {
-        let text = e.to_string();
-        if text.contains("length limit") {
+    let began = Instant::now();
+    let mut body = request.into_body().into_data_stream();
+    let mut read = Vec::new();
+    loop {
+        let patience = BEGINNING + Duration::from_secs(read.len() as u64 / SLOWEST);
+        let next = tokio::time::timeout_at(began + patience.min(READING), body.next());
+        let chunk = match next.await {
+            Ok(Some(Ok(chunk))) => chunk,
+            Ok(Some(Err(e))) => {
+                return Err(ApiError::bad_request(code, format!("the body can't be read: {e}")));
+            }
+            Ok(None) => return Ok(read),
+            Err(_) => {
+                let message = format!(
+                    "the body took more than {} seconds, or came at less than {SLOWEST} bytes a second",
+                    READING.as_secs()
+                );
+                return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "upload-too-slow", message));
+            }
+        };
+        if read.len() + chunk.len() > most {
             let code = if code == "announcement-malformed" { "announcement-too-large" } else { code };
-            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, code, format!("the body has more than {most} bytes"))
-        } else {
-            ApiError::bad_request(code, format!("the body can't be read: {text}"))
+            let message = format!("the body has more than {most} bytes");
+            return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, code, message));
         }
-    })
+        read.extend_from_slice(&chunk);
+    }
+}
+
+/// Waits for a place among those whose bodies are in memory, first come first served.
+async fn turn(
+    places: &Arc<Semaphore>,
+    code: &'static str,
+    what: &str,
+) -> Result<OwnedSemaphorePermit, ApiError> {
+    match tokio::time::timeout(TURN, places.clone().acquire_owned()).await {
+        Ok(permit) => permit.map_err(|e| ApiError::unavailable(&e)),
+        Err(_) => {
+            let message = format!("too many {what} are being read; this one waited {} seconds", TURN.as_secs());
+            let mut error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, code, message);
+            error.retry_after = Some(5);
+            Err(error)
+        }
+    }
 }
 
 /// A body that is encoded once more could hide what it expands to.
@@ -79,6 +124,7 @@ pub async fn missing(
     request: Request,
 ) -> Result<Json<Missing>, ApiError> {
     let cache = cache(&app, &name).await?;
+    let _turn = turn(&app.asking, "too-many-questions", "questions").await?;
     let raw = read_body(request, 8 << 20, "query-malformed").await?;
     let query: MissingQuery =
         serde_json::from_slice(&raw).map_err(|e| ApiError::bad_request("query-malformed", e.to_string()))?;
@@ -96,8 +142,10 @@ pub async fn announce(
     request: Request,
 ) -> Result<Json<Announced>, ApiError> {
     let cache = cache(&app, &name).await?;
+    // before the body: as many are in memory as have their turn
+    let turn = turn(&app.announcing, "too-many-announcements", "announcements").await?;
     let raw = read_body(request, MAX_ANNOUNCEMENT, "announcement-malformed").await?;
-    let session = push::announce(&app, &cache, raw.into()).await?;
+    let session = push::announce(&app, &cache, raw, turn).await?;
     Ok(Json(Announced { token: push_token(&app.secret, &session.id), status: session.status() }))
 }
 

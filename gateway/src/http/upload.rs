@@ -10,7 +10,7 @@ use axum::{
     http::StatusCode,
 };
 use futures_util::{FutureExt, StreamExt};
-use pushgate_formats::api::Uploaded;
+use pushgate_formats::{Sha256, api::Uploaded};
 use tokio::time::Instant;
 
 use super::pushes::plain_encoding;
@@ -26,6 +26,9 @@ use crate::{
 
 /// Bytes gathered before they are handed to a blocking thread.
 const PIECE: usize = 512 << 10;
+
+/// Bytes of derivations' texts from which they are handed over before the upload ends, and that are handed over at once.
+const TEXTS: usize = 16 << 20;
 
 /// The handler.
 pub async fn nars(
@@ -43,7 +46,8 @@ pub async fn nars(
     let body = request.into_body();
     // a task of its own: when the client goes away the request is dropped, the NARs that came whole are not
     let task = tokio::spawn(async move {
-        let _held = (all, own, submitter);
+        // the budget too: until the rows are written nothing else counts these bytes
+        let _held = (all, own, submitter, budget.clone());
         let upload = Upload::new(&app, session.clone(), budget);
         receive(&app, &session, upload, body).await
     });
@@ -77,6 +81,10 @@ async fn receive(
         .await
         .map_err(|e| ApiError::unavailable(&e))?;
         upload = back;
+        // early, so that any number of them can come in one upload
+        if upload.text_bytes() >= TEXTS {
+            store_derivations(app, session, upload.take_texts()).await?;
+        }
         match fed {
             Ok(()) => {}
             Err(UploadError::Io(e)) => return Err(e.into()),
@@ -89,6 +97,7 @@ async fn receive(
     if problem.is_none() && !upload.is_complete() {
         problem = Some(ApiError::bad_request("upload-malformed", "the body ends in the middle of a record"));
     }
+    let texts = upload.take_texts();
     let (nars, results) = tokio::task::spawn_blocking(move || upload.finish())
         .await
         .map_err(|e| ApiError::unavailable(&e))??;
@@ -96,14 +105,13 @@ async fn receive(
         let bytes: u64 = nars.iter().map(|n| n.range.length).sum();
         metrics::counter!("pushgate_nars_taken_total").increment(nars.len() as u64);
         metrics::counter!("pushgate_bytes_taken_total").increment(bytes);
-        store_derivations(app, session, &nars).await?;
+        store_derivations(app, session, texts).await?;
         let nars =
             quarantine::store(app.db.as_ref(), &app.blobs, session.identity, session.expires, nars).await?;
         for nar in &nars {
             session.arrived(nar);
         }
-        // the cache keeps the receiver alive
-        let _ = session.cache.judge.send(session.id.clone());
+        session.cache.report(&session.id);
     }
     record_refusals(app, session, &results).await?;
     match problem {
@@ -112,30 +120,36 @@ async fn receive(
     }
 }
 
-/// A .drv that was pushed as a store path is a derivation that its submitter sent.
+/// A .drv that was pushed as a store path is a derivation that its submitter sent. Texts come by the hashes of NARs that
+/// were found to be what was claimed.
 async fn store_derivations(
     app: &Arc<App>,
     session: &Arc<Session>,
-    nars: &[Arc<quarantine::Quarantined>],
+    texts: Vec<(Sha256, Vec<u8>)>,
 ) -> Result<(), ApiError> {
-    let mut sent = Vec::new();
-    for nar in nars {
-        let Some(text) =
-            nar.examined.contents.as_ref().filter(|_| nar.examined.derivation_references.is_some())
-        else {
-            continue;
-        };
-        let claims = session.by_nar.get(&nar.examined.nar_hash).into_iter().flatten();
-        sent.extend(
-            claims
-                .map(|i| session.signed[*i].path().clone())
-                .filter(|path| path.is_derivation())
-                .map(|path| (path, text.clone())),
-        );
+    if texts.is_empty() {
+        return Ok(());
+    }
+    let (mut sent, mut bytes, mut any) = (Vec::new(), 0, false);
+    // one whose text doesn't fit its path is refused here, and its claim when it is judged
+    let take = |sent| app.derivations.take(app.db.as_ref(), session.identity, &session.derivations, sent);
+    for (nar, text) in &texts {
+        let claims = session.by_nar.get(nar).into_iter().flatten().map(|i| session.signed[*i].path());
+        // one text may be claimed under many names, each with a copy of it
+        for path in claims.filter(|path| path.is_derivation()) {
+            any = true;
+            bytes += text.len();
+            sent.push((path.clone(), text.clone()));
+            if bytes >= TEXTS {
+                take(std::mem::take(&mut sent)).await?;
+                bytes = 0;
+            }
+        }
     }
     if !sent.is_empty() {
-        // one whose text doesn't fit its path is refused here, and its claim when it is judged
-        app.derivations.take(app.db.as_ref(), session.identity, &session.derivations, sent).await?;
+        take(sent).await?;
+    }
+    if any {
         // those announced aren't wanted any more, and what they yield may be referred to
         crate::push::refresh_derivations(app, session).await?;
     }

@@ -1,4 +1,5 @@
-//! Stage 1: parse the announcement. What comes out has the right form and bounded size; nobody's signature is checked yet.
+//! Stage 1: parse the announcement, its envelope first. What comes out has the right form and bounded size. The envelope's
+//! signature is checked between the two steps, so that nobody without an enrolled key has a payload parsed.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -7,7 +8,7 @@ use pushgate_formats::{
     content_address::ContentAddress,
     derivation::OutputName,
     dsse::{self, DsseError, Envelope},
-    keys::Signature,
+    keys::{PublicKey, Signature},
     store_path::StorePathError,
 };
 
@@ -53,13 +54,19 @@ pub struct Claim {
     pub signature: Signature,
 }
 
-/// A well-formed announcement. Proof of stage 1: only [`Announcement::parse`] makes it.
+/// A well-formed envelope with one signature; its payload is bytes. Only [`Sealed::parse`] makes it.
 #[derive(Debug)]
-pub struct Announcement {
+pub struct Sealed {
     digest: Sha256,
     raw: Vec<u8>,
     envelope: Envelope,
     payload: Vec<u8>,
+}
+
+/// A well-formed announcement. Proof of stage 1: only [`Sealed::open`] makes it.
+#[derive(Debug)]
+pub struct Announcement {
+    sealed: Sealed,
     audience: api::Audience,
     nonce: String,
     issued: u64,
@@ -69,16 +76,34 @@ pub struct Announcement {
     realisations: Vec<api::AnnouncedRealisation>,
 }
 
-impl Announcement {
+impl Sealed {
     /// Parses the JSON of a DSSE envelope. Blocks for as long as the parsing takes; the input's size is bounded by
     /// [`api::MAX_ANNOUNCEMENT`].
     pub fn parse(raw: Vec<u8>) -> Result<Self, AnnounceError> {
         too_large("bytes", raw.len(), api::MAX_ANNOUNCEMENT)?;
-        let envelope: Envelope = serde_json::from_slice(&raw).map_err(malformed)?;
+        let mut envelope: Envelope = serde_json::from_slice(&raw).map_err(malformed)?;
         let payload = envelope.unverified_payload(dsse::ANNOUNCEMENT).map_err(AnnounceError::Envelope)?;
         envelope.only_signature().map_err(AnnounceError::Envelope)?;
-        let body: api::Announcement = serde_json::from_slice(&payload)
-            .map_err(|e| invalid_path(&payload).map_or_else(|| malformed(e), AnnounceError::StorePath))?;
+        // it is here twice already, as sent and decoded
+        envelope.payload = String::new();
+        Ok(Self { digest: Sha256::of(&raw), raw, envelope, payload })
+    }
+
+    /// The name of the key that it says it is signed by.
+    pub fn keyid(&self) -> &str {
+        self.envelope.signatures.first().map_or("", |s| s.keyid.as_str())
+    }
+
+    /// Checks the one signature, over the payload's bytes.
+    pub fn verify(&self, key: &PublicKey) -> Result<(), DsseError> {
+        self.envelope.verify(&self.payload, key)
+    }
+
+    /// Parses the payload. Blocks as [`Sealed::parse`] does.
+    pub fn open(self) -> Result<Announcement, AnnounceError> {
+        let payload = &self.payload;
+        let body: api::Announcement = serde_json::from_slice(payload)
+            .map_err(|e| invalid_path(payload).map_or_else(|| malformed(e), AnnounceError::StorePath))?;
         if body.version != 1 {
             return Err(AnnounceError::Malformed(format!("version `{}` is not known", body.version)));
         }
@@ -109,11 +134,8 @@ impl Announcement {
             }
             claims.push(claim(announced)?);
         }
-        Ok(Self {
-            digest: Sha256::of(&raw),
-            raw,
-            envelope,
-            payload,
+        Ok(Announcement {
+            sealed: self,
             audience: body.audience,
             nonce: body.nonce.to_ascii_lowercase(),
             issued: body.issued,
@@ -123,19 +145,24 @@ impl Announcement {
             realisations: body.realisations,
         })
     }
+}
 
+impl Announcement {
+    /// Both steps at once, for what was verified before it was stored.
+    pub fn parse(raw: Vec<u8>) -> Result<Self, AnnounceError> {
+        Sealed::parse(raw)?.open()
+    }
+
+    /// The envelope that it came in.
+    pub const fn sealed(&self) -> &Sealed {
+        &self.sealed
+    }
     /// sha256 of the envelope as sent: the same envelope is the same push.
     pub const fn digest(&self) -> Sha256 {
-        self.digest
+        self.sealed.digest
     }
     pub fn raw(&self) -> &[u8] {
-        &self.raw
-    }
-    pub const fn envelope(&self) -> &Envelope {
-        &self.envelope
-    }
-    pub fn payload(&self) -> &[u8] {
-        &self.payload
+        &self.sealed.raw
     }
     pub const fn audience(&self) -> &api::Audience {
         &self.audience

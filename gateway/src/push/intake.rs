@@ -213,10 +213,11 @@ pub struct Examined {
     /// Whether a derivation was looked for at all: the same bytes may have come for a path of another name.
     #[serde(default)]
     pub derivation_sought: bool,
-    /// The `.ls` listing; `None` where it is too large or names can't be told in JSON.
+    /// The `.ls` listing; `None` where it is too large or names can't be told in JSON, or where others of the same upload
+    /// take the room: then it is made again at publishing.
     #[serde(skip)]
     pub listing: Option<Listing>,
-    /// Contents of the single file, where they were asked for.
+    /// Contents of the single file, where they were asked for and have a derivation's form. An upload takes them out.
     #[serde(skip)]
     pub contents: Option<Vec<u8>>,
 }
@@ -229,6 +230,13 @@ pub enum Listing {
 }
 
 impl Listing {
+    /// Bytes in memory.
+    pub const fn size(&self) -> usize {
+        match self {
+            Self::Plain(bytes) | Self::Zstd(bytes) => bytes.capacity(),
+        }
+    }
+
     /// The text, to be written in pieces.
     pub fn reader(&self) -> std::io::Result<Box<dyn std::io::Read + '_>> {
         Ok(match self {
@@ -395,6 +403,8 @@ impl Pass {
         let text = contents.capture.filter(|_| contents.single);
         let derivation_references =
             text.as_deref().and_then(|t| Derivation::parse(t).ok()).map(|d| d.references());
+        // nothing else is of use, and it may be large
+        let text = text.filter(|_| derivation_references.is_some());
         Ok(Examined {
             nar_hash: Sha256(self.hasher.finalize().into()),
             nar_size: self.size,

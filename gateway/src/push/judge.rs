@@ -8,19 +8,19 @@ use std::{
     time::Duration,
 };
 
-use pushgate_formats::{StorePath, api::PathState};
+use pushgate_formats::{StorePath, api::PathState, derivation::Kind};
 use pushgate_policies::{Closure, Policy};
 use tokio::sync::mpsc;
 
 use super::{
     closure::{self, Served},
     decide,
-    derivations::Resolved,
-    intake::{NarIntact, Plan},
+    derivations::{self, Resolved},
+    intake::{DigestWanted, NarIntact, Plan},
     provenance::{self, ProvenanceKind},
     publish::{PublishError, Publishable, Published},
-    quarantine::{Quarantined, ReexamineError, examine_again},
-    references::{self, Knowledge},
+    quarantine::{Quarantined, ScanSet, examine_again},
+    references::{self, Knowledge, Scope},
     session::{ClaimState, Session, SessionError},
     signature::{SignatureError, may_push},
 };
@@ -33,6 +33,13 @@ use crate::{
 
 /// Pushes judged together at most.
 const BATCH: usize = 64;
+/// How long a push whose judgement failed waits for another.
+const AGAIN: Duration = Duration::from_secs(2);
+/// Paths that one claim waits on at most; when they have come the others are found.
+const WAITS: usize = 64;
+/// Claims of one NAR that refer to themselves at most: bytes hold one path's hash, so more than one are lies, and each
+/// costs a pass over the bytes.
+const SELVES: usize = 4;
 /// Rounds of looking up what a judgement found that it needs.
 const ROUNDS: usize = 200;
 
@@ -57,7 +64,6 @@ pub enum JudgeError {
 /// The task of one cache. Ends when the gateway stops.
 pub async fn run(app: Arc<App>, cache: Arc<Cache>, mut queue: mpsc::UnboundedReceiver<String>) {
     let mut reported = Vec::new();
-    let mut pause = Duration::from_millis(200);
     let mut stopping = app.stopping.subscribe();
     loop {
         let stop = tokio::select! {
@@ -71,25 +77,21 @@ pub async fn run(app: Arc<App>, cache: Arc<Cache>, mut queue: mpsc::UnboundedRec
             }
         };
         let ids: BTreeSet<String> = reported.drain(..).collect();
-        if !ids.is_empty() {
-            match judge(&app, &cache, &ids).await {
-                Ok(()) => pause = Duration::from_millis(200),
-                Err(e) => {
+        ids.iter().for_each(|id| cache.taken(id));
+        if !ids.is_empty() && judge(&app, &cache, &ids).await.is_err() && !stop {
+            // one of them may be at fault: each by itself, so that it holds up no other
+            for id in ids {
+                let alone = BTreeSet::from([id.clone()]);
+                if let Err(e) = judge(&app, &cache, &alone).await {
                     tracing::error!(
                         cache = cache.name,
+                        push = id,
                         error = &e as &dyn std::error::Error,
-                        "judging failed; will be tried again"
+                        "judging failed; the push is judged again with those that are open"
                     );
                     metrics::counter!("pushgate_judge_failures_total", "cache" => cache.name.clone())
                         .increment(1);
-                    for id in ids {
-                        // the sender is part of the cache and lives as long as it
-                        let _ = cache.judge.send(id);
-                    }
-                    if !stop {
-                        tokio::time::sleep(pause).await;
-                        pause = (pause * 2).min(Duration::from_secs(20));
-                    }
+                    try_again(&app, &cache, id);
                 }
             }
         }
@@ -97,6 +99,17 @@ pub async fn run(app: Arc<App>, cache: Arc<Cache>, mut queue: mpsc::UnboundedRec
             return;
         }
     }
+}
+
+/// Reports a push again in a moment, unless the gateway stops.
+fn try_again(app: &Arc<App>, cache: &Arc<Cache>, id: String) {
+    let (cache, mut stopping) = (cache.clone(), app.stopping.subscribe());
+    app.background.spawn(async move {
+        tokio::select! {
+            () = tokio::time::sleep(AGAIN) => cache.report(&id),
+            () = super::recover::stopped(&mut stopping) => {}
+        }
+    });
 }
 
 /// What a round found.
@@ -122,6 +135,8 @@ struct Facts {
     taken: HashMap<String, (StorePath, pushgate_formats::Sha256)>,
     knowledge: Knowledge,
     resolved: HashMap<String, Resolved>,
+    /// By push: what NARs have to be scanned for, and whether the derivations have no gaps.
+    scan: HashMap<String, (Arc<ScanSet>, bool)>,
     /// Held claims of the same paths, by anybody.
     rivals: HashMap<StorePath, Vec<(i64, pushgate_formats::Sha256)>>,
     /// By push: what its claims come to because its key may not push any more.
@@ -130,6 +145,8 @@ struct Facts {
 
 async fn judge(app: &Arc<App>, cache: &Arc<Cache>, ids: &BTreeSet<String>) -> Result<(), JudgeError> {
     let started = tokio::time::Instant::now();
+    // nothing is published upon what isn't visible
+    super::recover::finish_unrevealed(app).await?;
     let mut sessions = Vec::new();
     for id in ids {
         match app.sessions.get(app, id).await {
@@ -170,7 +187,7 @@ async fn judge(app: &Arc<App>, cache: &Arc<Cache>, ids: &BTreeSet<String>) -> Re
         Err(JudgeError::Damaged(session, i)) => {
             step_back(app, &session, i).await?;
             for session in sessions {
-                let _ = cache.judge.send(session.id.clone());
+                cache.report(&session.id);
                 session.notify();
             }
             return Ok(());
@@ -187,7 +204,7 @@ async fn judge(app: &Arc<App>, cache: &Arc<Cache>, ids: &BTreeSet<String>) -> Re
             "published"
         );
         for id in app.db.pushes_waiting_on(&cache.name, &published).await? {
-            let _ = cache.judge.send(id);
+            cache.report(&id);
         }
     }
     for session in sessions {
@@ -206,6 +223,7 @@ async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) -> Result<F
         taken: HashMap::new(),
         knowledge: Knowledge::default(),
         resolved: HashMap::new(),
+        scan: HashMap::new(),
         rivals: HashMap::new(),
         barred: HashMap::new(),
     };
@@ -254,13 +272,13 @@ async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) -> Result<F
             // a deriver counts for this submitter only if he sent it: nobody learns what others have sent
             let announced: BTreeSet<&StorePath> = session.derivations.iter().collect();
             let more: Vec<StorePath> = sent.iter().filter(|d| !announced.contains(d)).cloned().collect();
-            if !more.is_empty() {
-                resolved.known.extend(app.derivations.resolve(app.db.as_ref(), &more).await?.known);
-            }
+            resolve_unannounced(app, session.identity, more, &mut resolved).await?;
             for derivation in &session.progress().wanted_derivations {
                 resolved.known.remove(derivation);
                 resolved.missing.insert(derivation.clone());
             }
+            // what sources refer to may be mentioned as well
+            paths.extend(resolved.known.values().flat_map(|k| &k.sources).cloned());
             facts.resolved.insert(session.id.clone(), resolved);
         }
     }
@@ -269,7 +287,59 @@ async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) -> Result<F
         facts.rivals.entry(row.path).or_default().push((row.id, row.nar_hash));
     }
     look_up(app, cache, &mut facts, &paths.into_iter().collect::<Vec<_>>(), false).await?;
+    for session in sessions {
+        let scope = scan_set(session, &mut facts);
+        facts.scan.insert(session.id.clone(), scope);
+    }
+    // what the sources' closures lead to beyond what was looked up is asked for only where a claim needs it
+    facts.knowledge.take_wanted();
     Ok(facts)
+}
+
+/// Adds derivations that a submitter sent without announcing them with this push, and of their inputs those that he sent
+/// too.
+async fn resolve_unannounced(
+    app: &App,
+    identity: i64,
+    mut more: Vec<StorePath>,
+    resolved: &mut Resolved,
+) -> Result<(), JudgeError> {
+    while !more.is_empty() {
+        let found = app.derivations.resolve(app.db.as_ref(), &more).await?.known;
+        let inputs: BTreeSet<StorePath> = found
+            .values()
+            .filter(|k| k.facts.kind() != Kind::Fixed)
+            .flat_map(|k| k.inputs.keys())
+            .filter(|input| !resolved.known.contains_key(*input) && !found.contains_key(*input))
+            .cloned()
+            .collect();
+        resolved.known.extend(found);
+        let inputs: Vec<StorePath> = inputs.into_iter().collect();
+        more = app.db.derivations_sent(identity, &inputs).await?.into_iter().collect();
+    }
+    Ok(())
+}
+
+/// What a push's NARs have to be scanned for: all that its built outputs could refer to, as far as it is known now. The
+/// session's own set is taken where it holds all of that, so that NARs aren't read twice.
+fn scan_set(session: &Session, facts: &mut Facts) -> (Arc<ScanSet>, bool) {
+    let empty = Resolved::default();
+    let resolved = facts.resolved.get(&session.id).unwrap_or(&empty);
+    let mut members = derivations::outputs_and_sources(&resolved.known);
+    let sources: BTreeSet<&StorePath> = resolved.known.values().flat_map(|k| &k.sources).collect();
+    members.extend(facts.knowledge.closure(sources).0);
+    for signed in &session.signed {
+        members.insert(signed.path().clone());
+        members.extend(signed.claim().references.iter().cloned());
+    }
+    let complete = references::is_complete(&resolved.known);
+    let mut progress = session.progress();
+    if let Some(scan) = progress.scan.as_ref().filter(|scan| members.is_subset(scan.members())) {
+        return (scan.clone(), complete);
+    }
+    let scan = Arc::new(ScanSet::new(members));
+    progress.scan = Some(scan.clone());
+    (scan, complete)
 }
 
 /// Finds out what is published or at an upstream of these paths. Upstreams are asked only where the judgement turned out
@@ -347,8 +417,8 @@ fn settled_without_bytes(session: &Session, i: usize, facts: &Facts) -> Option<O
 fn evaluate(sessions: &[Arc<Session>], facts: &mut Facts, blobs: &dyn Blobs) -> Result<Round, JudgeError> {
     let mut round = Round::default();
     facts.served.batch.clear();
+    facts.knowledge.begin_round();
     for session in sessions {
-        facts.knowledge.forget_assumed();
         let mut open = open_claims(session);
         open.retain(|i| facts.open.get(&session.id).is_some_and(|looked_up| looked_up.contains(i)));
         for i in unsent_claims(session).into_iter().chain(open) {
@@ -364,7 +434,7 @@ fn evaluate(sessions: &[Arc<Session>], facts: &mut Facts, blobs: &dyn Blobs) -> 
                 Outcome::Publish(publishable) => {
                     let (path, nar_hash) = (publishable.path().clone(), publishable.nar_hash());
                     let references = session.signed[i].claim().references.clone();
-                    facts.knowledge.learn(path.clone(), Some(Arc::new(references)));
+                    facts.knowledge.publishing(path.clone(), Arc::new(references));
                     facts.taken.insert(path.hash_part().to_owned(), (path.clone(), nar_hash));
                     facts.served.batch.insert(path, nar_hash);
                     round.publish.push((session.clone(), i, *publishable));
@@ -417,16 +487,25 @@ fn evaluate_claim(
     }
     let empty = Resolved::default();
     let resolved = facts.resolved.get(&session.id).unwrap_or(&empty);
+    let Some((scan, complete)) = facts.scan.get(&session.id).cloned() else {
+        // made for every push of the batch
+        return Ok(Outcome::State(session.progress().claims[i].clone(), vec![]));
+    };
     let provenance = loop {
         match provenance::check(signed, &nar, resolved) {
             Ok(provenance::Verdict::Found(provenance)) => break provenance,
             Ok(provenance::Verdict::Needs(wanted)) => {
-                let mut plan = session.plan(&claim.nar_hash);
-                plan.digests = nar.nar().examined.digests.keys().cloned().chain([wanted]).collect();
-                match examined_again(session, i, &nar, plan, blobs)? {
-                    Some(better) => nar = better,
-                    None => return Err(JudgeError::Damaged(session.clone(), i)),
+                let same_bytes = session.by_nar.get(&claim.nar_hash).into_iter().flatten();
+                let selves =
+                    same_bytes.map(|j| session.signed[*j].claim()).filter(|c| c.references.contains(&c.path));
+                if selves.count() > SELVES {
+                    let message = format!(
+                        "more than {SELVES} paths with the NAR hash of `{}` refer to themselves; bytes hold one path's hash",
+                        claim.path
+                    );
+                    return Ok(rejected("content-address-mismatch", message));
                 }
+                nar = examined_again(session, i, &nar, &scan, Some(wanted), blobs)?;
             }
             Err(e) => return Ok(rejected(e.code(), e.to_string())),
         }
@@ -442,21 +521,12 @@ fn evaluate_claim(
         }
         decide::Verdict::Rejected { code, message } => return Ok(rejected(code, message)),
     };
-    let scan = session.progress().scan.clone();
+    let scope = Scope { resolved, complete, scan: &scan };
     let references = loop {
-        let verdict =
-            references::check(signed, &nar, &provenance, scan.as_deref(), resolved, &mut facts.knowledge);
-        match verdict {
+        match references::check(signed, &nar, &provenance, &scope, &mut facts.knowledge) {
             Ok(references::Verdict::Exact(references)) => break references,
             Ok(references::Verdict::Rescan) => {
-                let mut plan = session.plan(&claim.nar_hash);
-                // this very set: the session's may grow while this runs
-                plan.scan = scan.clone();
-                plan.digests = nar.nar().examined.digests.keys().cloned().collect();
-                match examined_again(session, i, &nar, plan, blobs)? {
-                    Some(better) => nar = better,
-                    None => return Err(JudgeError::Damaged(session.clone(), i)),
-                }
+                nar = examined_again(session, i, &nar, &scan, None, blobs)?;
             }
             Ok(references::Verdict::Unknown { waits }) => {
                 let message = format!(
@@ -466,19 +536,19 @@ fn evaluate_claim(
                 );
                 let names = waits.iter().take(20).map(StorePath::absolute).collect();
                 let state = ClaimState::with(PathState::Held, "references-unknown", message, names);
-                return Ok(Outcome::State(state, waits));
+                return Ok(Outcome::State(state, waits.into_iter().take(WAITS).collect()));
             }
             Err(e) => return Ok(rejected(e.code(), e.to_string())),
         }
     };
-    facts.knowledge.assume(claim.path.clone(), Arc::new(claim.references.clone()));
     let rival = facts
         .rivals
         .get(&claim.path)
         .and_then(|rivals| rivals.iter().find(|(id, hash)| *id != session.ids[i] && *hash != claim.nar_hash));
-    if let Some((_, other)) = rival {
+    if rival.is_some() {
+        // not with which: nobody learns what others have sent
         let message = format!(
-            "`{}` is claimed with NAR hash `{}` here and with `{other}` by another push: one of them has to be shown wrong",
+            "`{}` is claimed with another NAR hash than `{}` by another push: one of them has to be shown wrong",
             claim.path, claim.nar_hash
         );
         return Ok(Outcome::Conflict(ClaimState::with(
@@ -499,7 +569,7 @@ fn evaluate_claim(
             );
             let names = open.iter().take(20).map(StorePath::absolute).collect();
             let state = ClaimState::with(PathState::Held, "closure-open", message, names);
-            return Ok(Outcome::State(state, open.into_iter().collect()));
+            return Ok(Outcome::State(state, open.into_iter().take(WAITS).collect()));
         }
     };
     Ok(Outcome::Publish(Box::new(Publishable::new(
@@ -535,25 +605,40 @@ fn damaged_state(claim: &super::announce::Claim) -> ClaimState {
     ClaimState::with(PathState::Wanted, "quarantine-damaged", message, vec![])
 }
 
-/// Reads a NAR again with another plan and remembers what was found; `None` where its bytes changed.
+/// Reads a NAR again, for one more digest or another set of candidates, and remembers what was found for all claims of it:
+/// one pass, however many they are.
 fn examined_again(
-    session: &Session,
+    session: &Arc<Session>,
     i: usize,
     nar: &NarIntact,
-    plan: Plan,
+    scan: &Arc<ScanSet>,
+    wanted: Option<DigestWanted>,
     blobs: &dyn Blobs,
-) -> Result<Option<NarIntact>, JudgeError> {
+) -> Result<NarIntact, JudgeError> {
     let old = nar.nar();
-    let examined = match examine_again(blobs, old, plan) {
-        Ok(examined) => examined,
-        Err(ReexamineError::Changed) => return Ok(None),
-        Err(ReexamineError::Io(e)) => return Err(e.into()),
+    let claims = session.by_nar.get(&nar.nar_hash()).map(Vec::as_slice).unwrap_or_default();
+    let plan = Plan {
+        scan: Some(scan.clone()),
+        digests: old.examined.digests.keys().cloned().chain(wanted).collect(),
+        capture: claims.iter().any(|j| session.signed[*j].path().is_derivation()),
+        limit: old.examined.nar_size,
     };
+    let damaged = || JudgeError::Damaged(session.clone(), i);
+    let examined = examine_again(blobs, old, plan).map_err(|e| match PublishError::from(e) {
+        e if e.is_damage() => damaged(),
+        e => e.into(),
+    })?;
     let fresh = Arc::new(Quarantined { range: old.range.clone(), compression: old.compression, examined });
-    let better = NarIntact::check(&session.signed[i], &fresh).ok();
-    if let Some(better) = &better {
-        session.progress().nars[i] = Some(better.clone());
+    let mut progress = session.progress();
+    for j in claims.iter().filter(|j| **j != i) {
+        if progress.nars[*j].is_some()
+            && let Ok(better) = NarIntact::check(&session.signed[*j], &fresh)
+        {
+            progress.nars[*j] = Some(better);
+        }
     }
+    let better = NarIntact::check(&session.signed[i], &fresh).map_err(|_| damaged())?;
+    progress.nars[i] = Some(better.clone());
     Ok(better)
 }
 
@@ -595,7 +680,7 @@ async fn settle(app: &Arc<App>, cache: &Arc<Cache>, round: Round) -> Result<Vec<
         publish.iter().map(|(session, i, _)| session.update(*i, &published_state, vec![])).collect();
     claims.extend(states.iter().filter_map(|(session, i, state, waits_on)| {
         let unchanged = session.progress().claims[*i] == *state;
-        (!unchanged).then(|| session.update(*i, state, waits_on.clone()))
+        (!unchanged).then(|| session.update(*i, state, waits_on.iter().take(WAITS).cloned().collect()))
     }));
     let judged = Judged { cache: cache.name.clone(), now, publications, claims, conflicts };
     if app.db.commit(&judged).await? == Committed::Raced {
@@ -605,7 +690,7 @@ async fn settle(app: &Arc<App>, cache: &Arc<Cache>, round: Round) -> Result<Vec<
     let published: Vec<Published> =
         judged.publications.into_iter().map(|p| Published::committed(p.row)).collect();
     let paths: Vec<StorePath> = published.iter().map(|p| p.path().clone()).collect();
-    reveal(app, cache, published).await?;
+    let revealed = reveal(app, cache, published).await;
     for (session, i, _) in publish {
         session.progress().claims[i] = ClaimState::plain(PathState::Published);
         session.progress().nars[i] = None;
@@ -625,6 +710,15 @@ async fn settle(app: &Arc<App>, cache: &Arc<Cache>, round: Round) -> Result<Vec<
     }
     if over || !paths.is_empty() {
         app.sweep.notify_one();
+    }
+    // committed is published, come what may: the narinfos that couldn't be written are tried again
+    if let Err(e) = revealed {
+        tracing::error!(
+            cache = cache.name,
+            error = &e as &dyn std::error::Error,
+            "narinfos can't be written"
+        );
+        app.unrevealed.store(true, std::sync::atomic::Ordering::Relaxed);
     }
     Ok(paths)
 }

@@ -25,6 +25,7 @@ use pushgate_formats::{
     api::{PathState, PathStatus},
 };
 use pushgate_policies::Closure;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     app::App,
@@ -32,22 +33,34 @@ use crate::{
     db::{NewClaim, PushAdded, PushRow, RealisationRow},
     error::ApiError,
 };
-use announce::Announcement;
+use announce::{AnnounceError, Sealed};
 use quarantine::ScanSet;
 use session::{ClaimState, Session, SessionError};
 
 /// Takes an announcement through stages 1 and 2 and finds out what it needs. The same announcement again gives the same
-/// push.
-pub async fn announce(app: &Arc<App>, cache: &Arc<Cache>, raw: Vec<u8>) -> Result<Arc<Session>, ApiError> {
-    let announcement = {
-        // parsing costs several times the body's size in memory: a few at once
-        let _permit = app.announcing.acquire().await;
-        tokio::task::spawn_blocking(move || Announcement::parse(raw))
-            .await
-            .map_err(|e| ApiError::unavailable(&e))??
-    };
-    let now = app.clock.now();
+/// push. `permit` is one of [`App::announcing`], held since before the body was read.
+pub async fn announce(
+    app: &Arc<App>,
+    cache: &Arc<Cache>,
+    raw: Vec<u8>,
+    permit: OwnedSemaphorePermit,
+) -> Result<Arc<Session>, ApiError> {
     let db = app.db.as_ref();
+    // the permit goes into the blocking work, which goes on when the submitter goes away
+    let (permit, sealed) =
+        blocking(move || Ok::<_, AnnounceError>((permit, Sealed::parse(raw)?))).await??;
+    let key = signature::signer(db, sealed.keyid()).await?;
+    let public = key.key.clone();
+    let (announcement, signed) = blocking(move || {
+        let _permit = permit;
+        signature::verify_envelope(&sealed, &public)?;
+        let announcement = sealed.open()?;
+        // the envelope again, which is cheap: no proof without it
+        let signed = signature::verify(&announcement, &public)?;
+        Ok::<_, ApiError>((announcement, signed))
+    })
+    .await??;
+    let now = app.clock.now();
     // the same envelope again, also after its time: the push that it made
     if let Some(known) = db.push_by_digest(&announcement.digest()).await?
         && known.cache == cache.name
@@ -60,7 +73,7 @@ pub async fn announce(app: &Arc<App>, cache: &Arc<Cache>, raw: Vec<u8>) -> Resul
             return existing(app, &known.id).await;
         }
     }
-    let (key, signed) = signature::check(db, &app.gateway_id, &cache.name, now, &announcement).await?;
+    signature::check(&key, &app.gateway_id, &cache.name, now, &announcement)?;
     let policy = cache.policy();
     let (states, conflicts, notices) = first_states(app, cache, &signed).await?;
     let push = PushRow {
@@ -121,8 +134,7 @@ pub async fn announce(app: &Arc<App>, cache: &Arc<Cache>, raw: Vec<u8>) -> Resul
     refresh_derivations(app, &session).await?;
     app.sessions.insert(session.clone());
     if session.progress().claims.iter().any(|c| c.state == PathState::Checking) {
-        // the cache keeps the receiver alive
-        let _ = cache.judge.send(session.id.clone());
+        cache.report(&session.id);
     }
     tracing::info!(
         push = session.id,
@@ -133,6 +145,11 @@ pub async fn announce(app: &Arc<App>, cache: &Arc<Cache>, raw: Vec<u8>) -> Resul
         "announced"
     );
     Ok(session)
+}
+
+/// Runs what would hold up a thread of the runtime.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| ApiError::unavailable(&e))
 }
 
 async fn existing(app: &Arc<App>, id: &str) -> Result<Arc<Session>, ApiError> {
@@ -271,8 +288,7 @@ pub async fn take_derivations(
     refresh_derivations(app, session).await?;
     reject_for(app, session, &taken.refused).await?;
     session.evidence_came();
-    // the cache keeps the receiver alive
-    let _ = session.cache.judge.send(session.id.clone());
+    session.cache.report(&session.id);
     Ok(taken)
 }
 

@@ -44,12 +44,24 @@ pub async fn finish_publications(app: &Arc<App>, cache: &Arc<Cache>) -> Result<(
     reveal(app, cache, unseen).await
 }
 
+/// Writes the narinfos that could not be written before, if there are some.
+pub async fn finish_unrevealed(app: &Arc<App>) -> Result<(), JudgeError> {
+    use std::sync::atomic::Ordering::Relaxed;
+    if !app.unrevealed.load(Relaxed) {
+        return Ok(());
+    }
+    for cache in app.caches.all() {
+        finish_publications(app, &cache).await?;
+    }
+    app.unrevealed.store(false, Relaxed);
+    Ok(())
+}
+
 /// Reports every push that isn't over to the judges.
 pub async fn judge_open(app: &Arc<App>) -> Result<(), JudgeError> {
     for (cache, push) in app.db.open_pushes().await? {
         if let Ok(Some(cache)) = app.caches.get(app.db.as_ref(), &cache).await {
-            // the cache keeps the receiver alive
-            let _ = cache.judge.send(push);
+            cache.report(&push);
         }
     }
     Ok(())
@@ -70,6 +82,7 @@ pub async fn mark_revealed(app: &App) {
     };
     if let Err(e) = synced {
         tracing::warn!(error = %e, "narinfos stay marked as unfinished");
+        app.revealed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(written);
         return;
     }
     for (cache, paths) in written {
@@ -98,6 +111,9 @@ pub async fn tend(app: Arc<App>) {
             () = stopped(&mut stopping) => return,
         };
         mark_revealed(&app).await;
+        if let Err(e) = finish_unrevealed(&app).await {
+            tracing::warn!(error = &e as &dyn std::error::Error, "narinfos still can't be written");
+        }
         if let Err(e) = sweep(&app).await {
             tracing::warn!(error = &e as &dyn std::error::Error, "sweeping failed");
         }

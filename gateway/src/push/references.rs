@@ -71,15 +71,45 @@ impl ReferencesExact {
     }
 }
 
-/// What is known of runtime references: of published paths, of paths at upstreams, of paths of this push that were found
-/// exact.
+/// What a push's built outputs are judged against.
+pub struct Scope<'a> {
+    /// The derivations that this submitter sent.
+    pub resolved: &'a Resolved,
+    /// Whether these hold every input that they name, so that no closure of theirs has gaps.
+    pub complete: bool,
+    /// Everything that the NARs have to be scanned for: at least all outputs and sources of `resolved`, and what is known
+    /// of the sources' own closures.
+    pub scan: &'a ScanSet,
+}
+
+/// Whether every input that a derivation needs for its path is among those known. What fixed outputs are made from
+/// doesn't matter: they refer to nothing.
+pub fn is_complete(known: &HashMap<StorePath, Arc<Known>>) -> bool {
+    known
+        .values()
+        .filter(|k| k.facts.kind() != Kind::Fixed)
+        .all(|k| k.inputs.keys().all(|input| known.contains_key(input)))
+}
+
+/// The inputs that the closure of `root` lacks.
+fn gaps(known: &HashMap<StorePath, Arc<Known>>, root: &StorePath) -> BTreeSet<StorePath> {
+    derivations::closure(known, root)
+        .into_values()
+        .filter(|k| k.facts.kind() != Kind::Fixed)
+        .flat_map(|k| k.inputs.keys())
+        .filter(|input| !known.contains_key(*input))
+        .cloned()
+        .collect()
+}
+
+/// What is known of runtime references: of published paths, of paths at upstreams, of paths that are being published with
+/// this judgement. A claim that isn't published explains nothing: it could be made up to.
 #[derive(Debug, Default)]
 pub struct Knowledge {
     /// `None`: looked up, and not known.
     references: HashMap<StorePath, Option<Arc<BTreeSet<StorePath>>>>,
-    /// Of claims of the push at hand that were found exact but may not be published: what one submitter claims of an
-    /// input must not decide about the paths of another.
-    assumed: HashMap<StorePath, Arc<BTreeSet<StorePath>>>,
+    /// Of what this round publishes; the next round may publish something else.
+    batch: HashMap<StorePath, Arc<BTreeSet<StorePath>>>,
     /// Asked for and not looked up yet.
     wanted: BTreeSet<StorePath>,
 }
@@ -92,14 +122,14 @@ impl Knowledge {
         }
     }
 
-    /// Learns what counts for the push at hand only.
-    pub fn assume(&mut self, path: StorePath, references: Arc<BTreeSet<StorePath>>) {
-        self.assumed.insert(path, references);
+    /// Learns of a path that this round publishes.
+    pub fn publishing(&mut self, path: StorePath, references: Arc<BTreeSet<StorePath>>) {
+        self.batch.insert(path, references);
     }
 
-    /// Goes on to another push.
-    pub fn forget_assumed(&mut self) {
-        self.assumed.clear();
+    /// Begins another round.
+    pub fn begin_round(&mut self) {
+        self.batch.clear();
     }
 
     /// Asks for a path to be looked up, if it wasn't.
@@ -119,7 +149,7 @@ impl Knowledge {
     }
 
     /// The closure of `roots` as far as it is known, and the paths at which knowledge ends.
-    fn closure<'a>(
+    pub fn closure<'a>(
         &mut self,
         roots: impl IntoIterator<Item = &'a StorePath>,
     ) -> (HashSet<StorePath>, BTreeSet<StorePath>) {
@@ -131,7 +161,7 @@ impl Knowledge {
                 continue;
             }
             let known = self.references.get(&path).and_then(Option::as_ref);
-            match known.or_else(|| self.assumed.get(&path)) {
+            match known.or_else(|| self.batch.get(&path)) {
                 Some(references) => {
                     stack.extend(references.iter().filter(|r| !seen.contains(*r)).cloned());
                 }
@@ -162,8 +192,7 @@ pub fn check(
     signed: &SignatureValid,
     nar: &NarIntact,
     provenance: &Provenance,
-    scan: Option<&ScanSet>,
-    resolved: &Resolved,
+    scope: &Scope<'_>,
     knowledge: &mut Knowledge,
 ) -> Result<Verdict, ReferenceError> {
     let claim = signed.claim();
@@ -195,16 +224,16 @@ pub fn check(
         }
         return exact();
     }
-    let deriver = claim.deriver.as_ref().and_then(|d| Some((d, resolved.known.get(d)?)));
+    let deriver = claim.deriver.as_ref().and_then(|d| Some((d, scope.resolved.known.get(d)?)));
     match (provenance.kind(), deriver) {
         (ProvenanceKind::Derivation { output, .. }, Some((path, known))) => {
-            built(signed, nar, scan, resolved, knowledge, path, known, Some(output))
+            built(signed, nar, scope, knowledge, path, known, Some(output))
         }
         // a floating output: its path binds the references, its bytes may mention more
         (ProvenanceKind::ContentAddress { .. }, Some((path, known)))
             if known.facts.kind() == Kind::Floating =>
         {
-            built(signed, nar, scan, resolved, knowledge, path, known, None)
+            built(signed, nar, scope, knowledge, path, known, None)
         }
         // text, sources, fixed outputs: the recomputed path binds the references; mentioning isn't referring
         (ProvenanceKind::ContentAddress { .. }, _) => exact(),
@@ -215,12 +244,10 @@ pub fn check(
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the facts that one check of a built output rests on")]
 fn built(
     signed: &SignatureValid,
     nar: &NarIntact,
-    scan: Option<&ScanSet>,
-    resolved: &Resolved,
+    scope: &Scope<'_>,
     knowledge: &mut Knowledge,
     derivation: &StorePath,
     known: &Arc<Known>,
@@ -241,10 +268,17 @@ fn built(
         return declared.first().map_or_else(|| Ok(exact()), |r| Err(outside(r)));
     }
     let examined = &nar.nar().examined;
-    let Some(scan) = scan.filter(|s| examined.scanned == Some(s.digest())) else {
+    // an input that isn't known could be mentioned without anybody having looked for it
+    if !scope.complete {
+        let gaps = gaps(&scope.resolved.known, derivation);
+        if !gaps.is_empty() {
+            return Ok(Verdict::Unknown { waits: gaps.into_iter().collect() });
+        }
+    }
+    if examined.scanned != Some(scope.scan.digest()) {
         return Ok(Verdict::Rescan);
-    };
-    debug_assert!(declared.is_subset(scan.members()));
+    }
+    debug_assert!(declared.is_subset(scope.scan.members()));
     let hits = &examined.hits;
     if let Some(absent) = declared.difference(hits).next() {
         return Err(ReferenceError::Absent { path: path.clone(), reference: absent.clone() });
@@ -254,7 +288,7 @@ fn built(
     let mut roots: BTreeSet<&StorePath> = known.sources.iter().collect();
     let mut unknown_inputs: BTreeSet<StorePath> = BTreeSet::new();
     for (input, outputs) in &known.inputs {
-        let facts = resolved.known.get(input).map(|k| &k.facts);
+        let facts = scope.resolved.known.get(input).map(|k| &k.facts);
         for output in outputs {
             match facts.and_then(|f| f.outputs().get(output)).and_then(Option::as_ref) {
                 Some(path) => {
@@ -266,6 +300,10 @@ fn built(
                 }
             }
         }
+    }
+    // of a floating output the path itself binds the references; of any other they have to be known
+    if output.is_some() && !unknown_inputs.is_empty() {
+        return Ok(Verdict::Unknown { waits: unknown_inputs.into_iter().collect() });
     }
     let undeclared: Vec<&StorePath> = hits.difference(declared).collect();
     if let Some(reference) = undeclared.iter().find(|u| own.contains(**u) || roots.contains(**u)) {
@@ -286,7 +324,7 @@ fn built(
             }
         } else {
             // as long as the closure isn't wholly known, every output and source of the derivation closure is a candidate
-            let possible: BTreeSet<&StorePath> = derivations::closure(&resolved.known, derivation)
+            let possible: BTreeSet<&StorePath> = derivations::closure(&scope.resolved.known, derivation)
                 .into_values()
                 .flat_map(|k| k.facts.outputs().values().flatten().chain(&k.sources))
                 .collect();

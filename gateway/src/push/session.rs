@@ -165,12 +165,21 @@ impl Session {
             .is_some_and(|claims| claims.iter().any(|i| progress.claims[*i].state == PathState::Wanted))
     }
 
-    /// What to look for in a NAR's bytes, for all claims of it.
+    /// What to look for in a NAR's bytes, for all claims of it that aren't refused. The limit is the size that claims
+    /// which wait for bytes have announced, and that the policy allows; a re-examination sets its own.
     pub fn plan(&self, nar: &Sha256) -> Plan {
         let claims = self.by_nar.get(nar).map(Vec::as_slice).unwrap_or_default();
-        let mut plan = Plan { scan: self.progress().scan.clone(), ..Plan::default() };
-        for claim in claims.iter().map(|i| self.signed[*i].claim()) {
-            plan.limit = plan.limit.max(claim.nar_size);
+        let most = self.cache.policy().limits.nar_size;
+        let progress = self.progress();
+        let mut plan = Plan { scan: progress.scan.clone(), ..Plan::default() };
+        for i in claims {
+            let (claim, state) = (self.signed[*i].claim(), progress.claims[*i].state);
+            match state {
+                // one refused for its size must not lift the limit for the others
+                PathState::Rejected => continue,
+                PathState::Wanted => plan.limit = plan.limit.max(claim.nar_size.min(most)),
+                _ => {}
+            }
             plan.capture |= claim.path.is_derivation();
             let own = claim.references.contains(&claim.path);
             let wanted = claim.ca.as_ref().and_then(|ca| DigestWanted::for_address(&claim.path, ca, own));

@@ -9,7 +9,7 @@ use pushgate_formats::{
     narinfo::fingerprint,
 };
 
-use super::announce::{Announcement, Claim};
+use super::announce::{Announcement, Claim, Sealed};
 use crate::db::{Db, DbError, EnrolledKey, Role};
 
 #[derive(Debug, thiserror::Error)]
@@ -90,21 +90,24 @@ impl SignatureValid {
     }
 }
 
-/// Checks a new announcement: signature first, so that nothing is told to those who can't sign.
-pub async fn check(
-    db: &dyn Db,
+/// The enrolled key that an envelope names. Names are not searched through.
+pub async fn signer(db: &dyn Db, keyid: &str) -> Result<EnrolledKey, SignatureError> {
+    let unknown =
+        || SignatureError::KeyUnknown(keyid.chars().take(100).flat_map(char::escape_debug).collect());
+    let name = KeyName::new(keyid).map_err(|_| unknown())?;
+    db.key_named(&name).await?.ok_or_else(unknown)
+}
+
+/// Checks a new announcement that [`verify`] found to be by `key`: the signature goes first, so that nothing is told to
+/// those who can't sign.
+pub fn check(
+    key: &EnrolledKey,
     gateway: &str,
     cache: &str,
     now: u64,
     announcement: &Announcement,
-) -> Result<(EnrolledKey, Vec<SignatureValid>), SignatureError> {
-    let keyid = announcement.envelope().signatures.first().map_or("", |s| s.keyid.as_str());
-    let unknown =
-        || SignatureError::KeyUnknown(keyid.chars().take(100).flat_map(char::escape_debug).collect());
-    let name = KeyName::new(keyid).map_err(|_| unknown())?;
-    let key = db.key_named(&name).await?.ok_or_else(unknown)?;
-    let proofs = verify(announcement, &key.key)?;
-    may_push(&key, cache, now)?;
+) -> Result<(), SignatureError> {
+    may_push(key, cache, now)?;
     let audience = announcement.audience();
     for (what, found, here) in [("gateway", &audience.gateway, gateway), ("cache", &audience.cache, cache)] {
         if found != here {
@@ -122,7 +125,7 @@ pub async fn check(
     if expires.saturating_sub(issued) > api::MAX_VALIDITY {
         return Err(SignatureError::TooLong(expires - issued));
     }
-    Ok((key, proofs))
+    Ok(())
 }
 
 /// Whether a key may push to a cache now. Asked at the announcement, at each upload, and again before publishing, so
@@ -147,13 +150,15 @@ pub fn may_push(key: &EnrolledKey, cache: &str, now: u64) -> Result<(), Signatur
     Ok(())
 }
 
+/// Checks the envelope's signature alone, over the payload's bytes: what comes before the payload is parsed.
+pub fn verify_envelope(sealed: &Sealed, key: &PublicKey) -> Result<(), SignatureError> {
+    sealed.verify(key).map_err(|_| SignatureError::Invalid(key.name().to_string()))
+}
+
 /// Checks the envelope's signature and those over the fingerprints; what both a new announcement and one read back from
 /// the database go through.
 pub fn verify(announcement: &Announcement, key: &PublicKey) -> Result<Vec<SignatureValid>, SignatureError> {
-    announcement
-        .envelope()
-        .verify(announcement.payload(), key)
-        .map_err(|_| SignatureError::Invalid(key.name().to_string()))?;
+    verify_envelope(announcement.sealed(), key)?;
     let claims = announcement.claims();
     let prints: Vec<String> =
         claims.iter().map(|c| fingerprint(&c.path, &c.nar_hash, c.nar_size, &c.references)).collect();

@@ -1,11 +1,18 @@
 //! Streams the body of an upload into stages 3 and 4: unframes records, examines and stores each NAR in one pass, off the
 //! async threads. One bad NAR doesn't touch the others; a connection that breaks loses only the NAR that was under way.
 
-use std::{io, sync::Arc};
+use std::{
+    collections::HashSet,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use pushgate_formats::{
     Sha256,
-    api::{ErrorBody, NarResult, frame},
+    api::{self, ErrorBody, NarResult, frame},
 };
 
 use super::{
@@ -17,6 +24,13 @@ use crate::{
     app::App,
     blobs::{Blobs, PackRange, PackWriter},
 };
+
+/// Records of one upload, refused ones included: no push wants more NARs than it has paths.
+const MAX_RECORDS: usize = api::MAX_PATHS;
+/// Listings that an upload keeps for publishing; later ones are dropped and made again when they are needed. Bytes.
+const MAX_LISTINGS: usize = 16 << 20;
+/// Texts of derivations that an upload keeps until they are taken out; those beyond count as not sent. Bytes.
+const MAX_TEXTS: usize = 64 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
@@ -39,6 +53,11 @@ pub struct Upload {
     /// Bytes of the current chunk still to come.
     chunk: usize,
     done: Vec<(PackRange, Compression, super::intake::Examined)>,
+    /// The hashes of `done`.
+    taken: HashSet<Sha256>,
+    /// Bytes of the listings in `done`.
+    listings: usize,
+    texts: Vec<(Sha256, Vec<u8>)>,
     pub results: Vec<NarResult>,
 }
 
@@ -46,6 +65,8 @@ pub struct Upload {
 struct Record {
     nar_hash: Sha256,
     start: u64,
+    /// Bytes that were taken from the budget.
+    counted: u64,
     compression: Compression,
     /// `None` once the record is refused: the rest of it is read and dropped.
     examiner: Option<Box<Examiner>>,
@@ -56,7 +77,7 @@ struct Record {
 /// before bytes are stored.
 #[derive(Clone)]
 pub struct Budget {
-    pub used: Arc<std::sync::atomic::AtomicU64>,
+    pub used: Arc<AtomicU64>,
     /// Bytes.
     pub most: u64,
 }
@@ -64,13 +85,17 @@ pub struct Budget {
 impl Budget {
     /// False where they don't fit.
     pub fn take(&self, bytes: u64) -> bool {
-        use std::sync::atomic::Ordering::Relaxed;
         let before = self.used.fetch_add(bytes, Relaxed);
         if before + bytes > self.most {
             self.used.fetch_sub(bytes, Relaxed);
             return false;
         }
         true
+    }
+
+    /// Counts down what was taken for bytes that aren't kept.
+    pub fn give_back(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Relaxed);
     }
 }
 
@@ -85,6 +110,9 @@ impl Upload {
             record: None,
             chunk: 0,
             done: Vec::new(),
+            taken: HashSet::new(),
+            listings: 0,
+            texts: Vec::new(),
             results: Vec::new(),
         }
     }
@@ -137,11 +165,18 @@ impl Upload {
             frame::ZSTD => Compression::Zstd,
             other => return Err(UploadError::Framing(format!("compression `{other}` is not known"))),
         };
-        let refused = (!self.session.wants(&nar_hash)).then(|| ErrorBody {
-            code: "nar-not-wanted".to_owned(),
-            message: format!("no path of this push waits for the NAR `{nar_hash}`"),
-            path: None,
-        });
+        if self.results.len() >= MAX_RECORDS {
+            return Err(UploadError::Framing(format!("more than {MAX_RECORDS} records")));
+        }
+        let message = if self.taken.contains(&nar_hash) {
+            Some(format!("the NAR `{nar_hash}` came in this upload already"))
+        } else if !self.session.wants(&nar_hash) {
+            Some(format!("no path of this push waits for the NAR `{nar_hash}`"))
+        } else {
+            None
+        };
+        let refused =
+            message.map(|message| ErrorBody { code: "nar-not-wanted".to_owned(), message, path: None });
         if self.pack.is_none() {
             self.pack = Some(self.blobs.begin_pack()?);
         }
@@ -150,7 +185,7 @@ impl Upload {
             Some(_) => None,
             None => Some(Box::new(Examiner::new(compression, self.session.plan(&nar_hash)))),
         };
-        self.record = Some(Record { nar_hash, start, compression, examiner, refused });
+        self.record = Some(Record { nar_hash, start, counted: 0, compression, examiner, refused });
         Ok(())
     }
 
@@ -158,6 +193,7 @@ impl Upload {
         let (Some(record), Some(pack)) = (&mut self.record, &mut self.pack) else { return Ok(()) };
         let Some(examiner) = &mut record.examiner else { return Ok(()) };
         let problem = if self.budget.take(bytes.len() as u64) {
+            record.counted += bytes.len() as u64;
             examiner.feed(bytes).err().map(|e| body(&e, &record.nar_hash))
         } else {
             Some(ErrorBody {
@@ -175,6 +211,7 @@ impl Upload {
                 record.examiner = None;
                 record.refused = Some(problem);
                 pack.rollback(record.start)?;
+                self.budget.give_back(std::mem::take(&mut record.counted));
             }
         }
         Ok(())
@@ -202,7 +239,19 @@ impl Upload {
             }
         });
         let error = match outcome {
-            Ok(examined) => {
+            Ok(mut examined) => {
+                let size = examined.listing.as_ref().map_or(0, super::intake::Listing::size);
+                if self.listings + size <= MAX_LISTINGS {
+                    self.listings += size;
+                } else {
+                    examined.listing = None;
+                }
+                if let Some(text) = examined.contents.take()
+                    && self.text_bytes() + text.len() <= MAX_TEXTS
+                {
+                    self.texts.push((record.nar_hash, text));
+                }
+                self.taken.insert(record.nar_hash);
                 let range = PackRange {
                     pack: String::new(),
                     start: record.start,
@@ -213,11 +262,22 @@ impl Upload {
             }
             Err(error) => {
                 pack.rollback(record.start)?;
+                self.budget.give_back(record.counted);
                 Some(error)
             }
         };
         self.results.push(NarResult { nar_hash: record.nar_hash, error });
         Ok(())
+    }
+
+    /// Bytes of the derivations' texts that weren't taken out.
+    pub fn text_bytes(&self) -> usize {
+        self.texts.iter().map(|(_, text)| text.len()).sum()
+    }
+
+    /// The texts of NARs that are files with a derivation's form, by NAR hash: each once.
+    pub fn take_texts(&mut self) -> Vec<(Sha256, Vec<u8>)> {
+        std::mem::take(&mut self.texts)
     }
 
     /// Whether the body ended where a record ended.
@@ -229,11 +289,12 @@ impl Upload {
     /// client repeats; one after it leaves a pack without rows, which is swept.
     pub fn finish(mut self) -> io::Result<(Vec<Arc<Quarantined>>, Vec<NarResult>)> {
         let Some(mut pack) = self.pack.take() else { return Ok((vec![], self.results)) };
-        if self.done.is_empty() {
-            return Ok((vec![], self.results));
-        }
         if let Some(record) = self.record.take() {
             pack.rollback(record.start)?;
+            self.budget.give_back(record.counted);
+        }
+        if self.done.is_empty() {
+            return Ok((vec![], self.results));
         }
         let name = pack.finish()?;
         let nars = self

@@ -1,11 +1,14 @@
 //! What pushes bring along, in SQLite: quarantined NARs, derivations, facts about upstreams.
 
+use futures_util::TryStreamExt as _;
 use serde_json::json;
 
 use super::*;
 
 /// Rows of one insertion with blobs, which JSON can't carry.
 const ROWS: usize = 200;
+/// Texts of derivations that are read at once. Bytes.
+const TEXTS: usize = 32 << 20;
 
 impl Sqlite {
     pub(super) async fn list_quarantined(
@@ -148,22 +151,29 @@ impl Sqlite {
         rows.iter().map(|p| path(p)).collect()
     }
 
+    /// Some of them, where all would be more than [`TEXTS`] bytes: at least one of those that are here.
     pub(super) async fn list_derivations(&self, paths: &[StorePath]) -> Result<Vec<DerivationRow>> {
-        let rows = sqlx::query(
+        let asked = paths_json(paths);
+        let mut rows = sqlx::query(
             "SELECT d.path, text, facts FROM json_each(?) AS asked CROSS JOIN derivations d ON d.path = asked.value",
         )
-        .bind(paths_json(paths))
-        .fetch_all(&self.read)
-        .await?;
-        rows.iter()
-            .map(|row| {
-                let base: String = row.try_get(0)?;
-                let text: Vec<u8> = row.try_get(1)?;
-                let text = zstd::bulk::decompress(&text, pushgate_formats::derivation::MAX_DERIVATION)
-                    .map_err(|_| corrupt("a derivation", base.as_str()))?;
-                Ok(DerivationRow { path: path(&base)?, text, facts: row.try_get(2)? })
-            })
-            .collect()
+        .bind(asked)
+        .fetch(&self.read);
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        while let Some(row) = rows.try_next().await? {
+            let base: String = row.try_get(0)?;
+            let text: &[u8] = row.try_get(1)?;
+            let mut text = zstd::bulk::decompress(text, pushgate_formats::derivation::MAX_DERIVATION)
+                .map_err(|_| corrupt("a derivation", base.as_str()))?;
+            // it was made with room for the largest
+            text.shrink_to_fit();
+            bytes += text.len();
+            found.push(DerivationRow { path: path(&base)?, text, facts: row.try_get(2)? });
+            if bytes >= TEXTS {
+                break;
+            }
+        }
+        Ok(found)
     }
 
     /// One transaction: a crash leaves all of the batch or nothing of it.
