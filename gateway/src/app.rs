@@ -181,11 +181,15 @@ impl App {
         let submitter = {
             let mut all = self.submitters.lock().unwrap_or_else(PoisonError::into_inner);
             if all.len() > 10_000 {
-                let counts = |s: &Submitter| s.quarantined.try_lock().is_ok_and(|used| used.strong_count() > 0);
+                let counts =
+                    |s: &Submitter| s.quarantined.try_lock().is_ok_and(|used| used.strong_count() > 0);
                 all.retain(|_, s| Arc::strong_count(s) > 1 || counts(s));
             }
             let fresh = || {
-                Arc::new(Submitter { uploads: Arc::new(Semaphore::new(limit)), quarantined: Default::default() })
+                Arc::new(Submitter {
+                    uploads: Arc::new(Semaphore::new(limit)),
+                    quarantined: Default::default(),
+                })
             };
             all.entry(identity).or_insert_with(fresh).clone()
         };

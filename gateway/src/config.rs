@@ -25,9 +25,11 @@ pub struct Limits {
     pub upload_idle: u64,
     /// Bytes per second below which an upload is given up, measured over `upload-idle` seconds. Default: 1024.
     pub upload_rate: u64,
-    /// Connections served at once. Default: 4096.
+    /// Connections served at once; fewer where the process may not have so many files open. Default: 4096.
     pub connections: usize,
-    /// Announcements parsed at once; each costs several times its size in memory. Default: 2.
+    /// Seconds within which a connection has to send a request's header, also between requests. Default: 30.
+    pub header_timeout: u64,
+    /// Announcements read and parsed at once; each costs several times its size in memory. Default: 2.
     pub announcements: usize,
     /// Failed attempts to redeem an invite before attempts are refused for a minute. Default: 20.
     pub invite_attempts: u32,
@@ -52,6 +54,7 @@ impl Default for Limits {
             upload_idle: 60,
             upload_rate: 1024,
             connections: 4096,
+            header_timeout: 30,
             announcements: 2,
             invite_attempts: 20,
         }
@@ -82,11 +85,12 @@ mod tests {
     fn every_field_is_read_and_unknown_ones_are_refused() {
         let config: Config = toml::from_str(
             "[limits]\nuploads = 1\nuploads-per-submitter = 2\nupload-idle = 3\nupload-rate = 4\nconnections = 5\n\
-             announcements = 6\ninvite-attempts = 7\n[log]\nfilter = \"debug\"\njson = true\n",
+             header-timeout = 8\nannouncements = 6\ninvite-attempts = 7\n[log]\nfilter = \"debug\"\njson = true\n",
         )
         .unwrap();
         assert_eq!(config.limits.uploads_per_submitter, 2);
         assert_eq!(config.limits.invite_attempts, 7);
+        assert_eq!(config.limits.header_timeout, 8);
         assert!(config.log.json);
         assert!(toml::from_str::<Config>("[limits]\nupload = 1\n").is_err());
     }

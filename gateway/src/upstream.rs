@@ -24,6 +24,8 @@ use crate::{
 const ONE: Duration = Duration::from_millis(2500);
 /// How long all questions of one push may take together.
 const ALL: Duration = Duration::from_secs(4);
+/// Questions of one push at most; what is beyond is unknown.
+const QUESTIONS: usize = 20_000;
 /// Questions under way at once.
 const AT_ONCE: usize = 64;
 /// How long an upstream that couldn't be reached isn't asked again, in seconds.
@@ -44,13 +46,21 @@ pub struct UpstreamPath {
 #[derive(Debug, Default)]
 pub struct Answers {
     pub found: HashMap<StorePath, Arc<UpstreamPath>>,
-    /// One line for each upstream that couldn't be asked.
+    /// One line for each upstream that couldn't be asked, or not for everything.
     pub notices: Vec<String>,
 }
 
 enum Answer {
     Has(UpstreamPath),
     Absent,
+    Fault(String),
+}
+
+/// How the questions to one upstream ended.
+enum End {
+    Answered,
+    /// The time of all was over, with so many open.
+    Late(usize),
     Fault(String),
 }
 
@@ -97,7 +107,7 @@ impl Upstreams {
         Ok(found)
     }
 
-    /// Asks for what isn't remembered. Takes [`ALL`] at most; what isn't answered by then is unknown.
+    /// Asks for what isn't remembered. Takes [`ALL`] at most, and [`QUESTIONS`]; what isn't answered by then is unknown.
     pub async fn ask(
         &self,
         db: &dyn Db,
@@ -106,9 +116,10 @@ impl Upstreams {
     ) -> Result<Answers, DbError> {
         let mut answers = Answers { found: self.remembered(db, upstreams, paths).await?, notices: vec![] };
         let deadline = Instant::now() + ALL;
+        let mut questions = QUESTIONS;
         for upstream in upstreams {
             let now = self.clock.now();
-            let left: Vec<StorePath> = paths
+            let mut left: Vec<StorePath> = paths
                 .iter()
                 .filter(|p| !answers.found.contains_key(*p) && !self.is_absent(upstream, p, now))
                 .cloned()
@@ -120,12 +131,22 @@ impl Upstreams {
                 answers.notices.push(notice(upstream, &why));
                 continue;
             }
-            let (found, fault) = self.ask_one(upstream, &left, deadline).await;
-            if let Some(why) = fault {
-                tracing::warn!(upstream = upstream.url, why, "upstream can't be asked");
-                answers.notices.push(notice(upstream, &why));
-                let until = now + REST;
-                self.lock_resting().insert(upstream.url.clone(), (until, why));
+            if left.len() > questions {
+                answers.notices.push(unanswered(upstream, left.len() - questions));
+                left.truncate(questions);
+            }
+            questions -= left.len();
+            let (found, end) = self.ask_one(upstream, &left, deadline).await;
+            match end {
+                End::Answered => {}
+                // one push asked for much: that says nothing against the upstream
+                End::Late(open) => answers.notices.push(unanswered(upstream, open)),
+                End::Fault(why) => {
+                    tracing::warn!(upstream = upstream.url, why, "upstream can't be asked");
+                    answers.notices.push(notice(upstream, &why));
+                    let until = now + REST;
+                    self.lock_resting().insert(upstream.url.clone(), (until, why));
+                }
             }
             if !found.is_empty() {
                 db.add_upstream_paths(&upstream.url, &upstream.key, &found, now).await?;
@@ -143,23 +164,21 @@ impl Upstreams {
         upstream: &Upstream,
         paths: &[StorePath],
         deadline: Instant,
-    ) -> (Vec<UpstreamRow>, Option<String>) {
+    ) -> (Vec<UpstreamRow>, End) {
         let mut questions = stream::iter(paths.iter().cloned())
             .map(|path| async move {
                 let answer = self.question(upstream, &path).await;
                 (path, answer)
             })
             .buffer_unordered(AT_ONCE);
-        let (mut found, mut fault) = (Vec::new(), None);
+        let (mut found, mut open) = (Vec::new(), paths.len());
         loop {
             let next = match tokio::time::timeout_at(deadline, questions.next()).await {
                 Ok(Some(next)) => next,
-                Ok(None) => break,
-                Err(_) => {
-                    fault = Some("it answers too slowly".to_owned());
-                    break;
-                }
+                Ok(None) => return (found, End::Answered),
+                Err(_) => return (found, End::Late(open)),
             };
+            open -= 1;
             match next {
                 (path, Answer::Has(fact)) => {
                     found.push(UpstreamRow { path, nar_hash: fact.nar_hash, references: fact.references });
@@ -169,13 +188,9 @@ impl Upstreams {
                     self.absent.insert((upstream.url.clone(), path.hash_part().to_owned()), until);
                 }
                 // the first fault ends it: a thousand paths must not wait for a thousand time-outs
-                (_, Answer::Fault(why)) => {
-                    fault = Some(why);
-                    break;
-                }
+                (_, Answer::Fault(why)) => return (found, End::Fault(why)),
             }
         }
-        (found, fault)
     }
 
     async fn question(&self, upstream: &Upstream, path: &StorePath) -> Answer {
@@ -234,6 +249,14 @@ impl Upstreams {
 fn notice(upstream: &Upstream, why: &str) -> String {
     format!(
         "the upstream `{}` can't be asked ({why}): what it may have is treated as not known",
+        upstream.url
+    )
+}
+
+fn unanswered(upstream: &Upstream, open: usize) -> String {
+    format!(
+        "the upstream `{}` was not asked for all in the time that a push has: what it may have of `{open}` paths is \
+         treated as not known",
         upstream.url
     )
 }

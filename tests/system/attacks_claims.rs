@@ -15,6 +15,7 @@ mod announcements;
 mod conflicts;
 mod contents;
 mod derivations;
+mod knowledge;
 mod nars;
 mod references;
 

@@ -2,7 +2,9 @@
 
 mod access;
 mod attacks_claims;
+mod attacks_http;
 mod attacks_identity;
+mod attacks_resources;
 mod corpus;
 mod crash;
 mod http;

@@ -1,57 +1,98 @@
-//! A listener that serves a bounded number of connections; further ones wait in the kernel's queue.
+//! A listener that serves a bounded number of connections; further ones wait in the kernel's queue. Who has a place and
+//! doesn't say which protocol he speaks loses it.
 
 use std::{
     io,
-    net::SocketAddr,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use axum::serve::Listener;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
+    time::Sleep,
 };
+
+/// Files that the gateway has open besides its connections: database, blobs, connections to upstreams.
+const OTHER_FILES: u64 = 256;
+/// What an HTTP/2 connection begins with.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Lets the process open as many files as it may, and gives the connections that there is room for: of those that are
+/// wanted, not more than files can be open.
+pub(super) fn raise_files(wanted: usize) -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        match setrlimit(Resource::Nofile, raised.clone()) {
+            Ok(()) => limit = raised,
+            Err(e) => tracing::warn!(error = %e, "the limit of open files can't be raised"),
+        }
+    }
+    let places = fitting(wanted, limit.current);
+    if places < wanted {
+        tracing::warn!(wanted, places, "fewer connections are served: too few files may be open");
+    }
+    places
+}
+
+/// Without a limit of files, what is wanted.
+fn fitting(wanted: usize, files: Option<u64>) -> usize {
+    let room = files.map_or(u64::MAX, |files| files.saturating_sub(OTHER_FILES));
+    wanted.min(usize::try_from(room).unwrap_or(usize::MAX)).max(1)
+}
 
 /// See the module's documentation.
 pub(super) struct Limited {
     inner: TcpListener,
     places: Arc<Semaphore>,
+    patience: Duration,
 }
 
 impl Limited {
-    pub(super) fn new(inner: TcpListener, most: usize) -> Self {
-        Self { inner, places: Arc::new(Semaphore::new(most.max(1))) }
+    pub(super) fn new(inner: TcpListener, most: usize, patience: Duration) -> Self {
+        let most = most.clamp(1, Semaphore::MAX_PERMITS);
+        Self { inner, places: Arc::new(Semaphore::new(most)), patience }
     }
-}
 
-impl Listener for Limited {
-    type Io = Connection;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
+    /// The next connection, once there is a place for it.
+    pub(super) async fn accept(&mut self) -> Connection {
         // the semaphore is never closed
         let place = self.places.clone().acquire_owned().await.ok();
-        let (stream, address) = Listener::accept(&mut self.inner).await;
-        (Connection { stream, _place: place }, address)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.local_addr()
+        let (stream, _) = Listener::accept(&mut self.inner).await;
+        // answers are small and awaited: waiting to fill a segment only delays them
+        let _ = stream.set_nodelay(true);
+        let opening = Some(Opening { due: Box::pin(tokio::time::sleep(self.patience)), seen: 0 });
+        Connection { stream, opening, _place: place }
     }
 }
 
 /// A connection that holds its place until it is closed.
 pub(super) struct Connection {
     stream: TcpStream,
+    opening: Option<Opening>,
     _place: Option<OwnedSemaphorePermit>,
 }
 
-impl Connection {
-    pub(super) const fn stream(&self) -> &TcpStream {
-        &self.stream
+/// The time until it is known whether HTTP/1 or HTTP/2 is spoken. hyper-util finds that out before the protocols' own
+/// timers run, and waits for ever.
+struct Opening {
+    due: Pin<Box<Sleep>>,
+    /// Bytes of [`PREFACE`] that came.
+    seen: usize,
+}
+
+impl Opening {
+    /// Whether it is still open after these further bytes.
+    fn goes_on(&mut self, new: &[u8]) -> bool {
+        let open = PREFACE[self.seen..].starts_with(new);
+        self.seen += if open { new.len() } else { 0 };
+        open && self.seen < PREFACE.len()
     }
 }
 
@@ -61,7 +102,17 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let Some(opening) = &mut self.opening else { return read };
+        if read.is_pending() {
+            ready!(opening.due.as_mut().poll(cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        if !opening.goes_on(&buf.filled()[before..]) {
+            self.opening = None;
+        }
+        read
     }
 }
 
@@ -88,5 +139,18 @@ impl AsyncWrite for Connection {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_files_for_the_rest() {
+        assert_eq!(fitting(4096, None), 4096);
+        assert_eq!(fitting(4096, Some(1 << 20)), 4096);
+        assert_eq!(fitting(4096, Some(1024)), 768);
+        assert_eq!(fitting(4096, Some(100)), 1);
     }
 }

@@ -8,7 +8,7 @@ pub mod public;
 pub mod pushes;
 pub mod upload;
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -16,6 +16,11 @@ use axum::{
     http::Method,
     middleware::{from_fn, from_fn_with_state},
     routing::{MethodRouter, get, post},
+};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto::Builder, graceful::GracefulShutdown},
+    service::TowerToHyperService,
 };
 
 use crate::app::App;
@@ -68,6 +73,13 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
+/// How long requests under way may take once the gateway stops.
+const LAST_REQUESTS: Duration = Duration::from_secs(30);
+/// How often an HTTP/2 connection is asked whether anybody is there, and how long it has to answer.
+const PING: Duration = Duration::from_secs(30);
+/// Requests at once on one HTTP/2 connection.
+const STREAMS: u32 = 32;
+
 /// Serves until `stop` resolves; then takes no new connections, lets requests under way finish for at most 30 seconds,
 /// and stops the judges at the end of their batch.
 pub async fn serve(
@@ -75,32 +87,49 @@ pub async fn serve(
     listener: tokio::net::TcpListener,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    use axum::serve::ListenerExt;
-    let listener = limited::Limited::new(listener, app.config.limits.connections).tap_io(|io| {
-        // answers are small and awaited: waiting to fill a segment only delays them
-        let _ = io.stream().set_nodelay(true);
-    });
-    let (told, mut heard) = tokio::sync::watch::channel(false);
-    let stopping = app.clone();
-    let serving = axum::serve(listener, router(app.clone())).with_graceful_shutdown(async move {
-        stop.await;
-        tracing::info!("stopping");
-        // those who wait for a push to change are answered now
-        stopping.stopping.send_replace(true);
-        told.send_replace(true);
-    });
-    let late = async move {
-        // an error means that serving ended by itself
-        let _ = heard.wait_for(|t| *t).await;
-        tokio::time::sleep(std::time::Duration::from_secs(30)).await;
-    };
-    let result = tokio::select! {
-        result = serving => result,
-        () = late => {
-            tracing::warn!("some requests did not finish in 30 seconds; their pushes can be taken up again");
-            Ok(())
-        }
-    };
+    let limits = &app.config.limits;
+    let patience = Duration::from_secs(limits.header_timeout.max(1));
+    let places = limited::raise_files(limits.connections);
+    let mut listener = limited::Limited::new(listener, places, patience);
+    let protocol = protocol(patience);
+    let service = TowerToHyperService::new(router(app.clone()));
+    let open = GracefulShutdown::new();
+    let mut stop = pin!(stop);
+    loop {
+        let connection = tokio::select! {
+            () = &mut stop => break,
+            connection = listener.accept() => connection,
+        };
+        let serving = protocol.serve_connection(TokioIo::new(connection), service.clone()).into_owned();
+        let serving = open.watch(serving);
+        tokio::spawn(async move {
+            // the other side's doing: it broke off, or kept silent for too long
+            if let Err(error) = serving.await {
+                tracing::trace!(error, "a connection ended");
+            }
+        });
+    }
+    drop(listener);
+    tracing::info!("stopping");
+    // those who wait for a push to change are answered now
+    app.stopping.send_replace(true);
+    if tokio::time::timeout(LAST_REQUESTS, open.shutdown()).await.is_err() {
+        tracing::warn!("some requests did not finish in 30 seconds; their pushes can be taken up again");
+    }
     app.stop().await;
-    result
+    Ok(())
+}
+
+/// How connections are spoken to. Without a timer hyper waits for ever, and silent connections keep their places.
+fn protocol(patience: Duration) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    // runs between requests as well
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(patience);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING.min(patience))
+        .keep_alive_timeout(PING.min(patience))
+        .max_concurrent_streams(STREAMS);
+    builder
 }

@@ -86,7 +86,8 @@ async fn turn(
     match tokio::time::timeout(TURN, places.clone().acquire_owned()).await {
         Ok(permit) => permit.map_err(|e| ApiError::unavailable(&e)),
         Err(_) => {
-            let message = format!("too many {what} are being read; this one waited {} seconds", TURN.as_secs());
+            let message =
+                format!("too many {what} are being read; this one waited {} seconds", TURN.as_secs());
             let mut error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, code, message);
             error.retry_after = Some(5);
             Err(error)

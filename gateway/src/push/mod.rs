@@ -47,8 +47,7 @@ pub async fn announce(
 ) -> Result<Arc<Session>, ApiError> {
     let db = app.db.as_ref();
     // the permit goes into the blocking work, which goes on when the submitter goes away
-    let (permit, sealed) =
-        blocking(move || Ok::<_, AnnounceError>((permit, Sealed::parse(raw)?))).await??;
+    let (permit, sealed) = blocking(move || Ok::<_, AnnounceError>((permit, Sealed::parse(raw)?))).await??;
     let key = signature::signer(db, sealed.keyid()).await?;
     let public = key.key.clone();
     let (announcement, signed) = blocking(move || {

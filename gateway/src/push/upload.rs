@@ -58,6 +58,8 @@ pub struct Upload {
     /// Bytes of the listings in `done`.
     listings: usize,
     texts: Vec<(Sha256, Vec<u8>)>,
+    /// Bytes of the texts.
+    text_bytes: usize,
     pub results: Vec<NarResult>,
 }
 
@@ -113,6 +115,7 @@ impl Upload {
             taken: HashSet::new(),
             listings: 0,
             texts: Vec::new(),
+            text_bytes: 0,
             results: Vec::new(),
         }
     }
@@ -247,8 +250,9 @@ impl Upload {
                     examined.listing = None;
                 }
                 if let Some(text) = examined.contents.take()
-                    && self.text_bytes() + text.len() <= MAX_TEXTS
+                    && self.text_bytes + text.len() <= MAX_TEXTS
                 {
+                    self.text_bytes += text.len();
                     self.texts.push((record.nar_hash, text));
                 }
                 self.taken.insert(record.nar_hash);
@@ -271,12 +275,13 @@ impl Upload {
     }
 
     /// Bytes of the derivations' texts that weren't taken out.
-    pub fn text_bytes(&self) -> usize {
-        self.texts.iter().map(|(_, text)| text.len()).sum()
+    pub const fn text_bytes(&self) -> usize {
+        self.text_bytes
     }
 
     /// The texts of NARs that are files with a derivation's form, by NAR hash: each once.
     pub fn take_texts(&mut self) -> Vec<(Sha256, Vec<u8>)> {
+        self.text_bytes = 0;
         std::mem::take(&mut self.texts)
     }
 
