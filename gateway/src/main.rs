@@ -1,6 +1,6 @@
 //! The `pushgate-gateway` command.
 
-use std::{io::IsTerminal, net::SocketAddr, path::PathBuf};
+use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
@@ -107,7 +107,18 @@ enum CacheCommand {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        // one line with its causes: whoever starts a server has no use for a backtrace
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> anyhow::Result<()> {
     let clock = Clock::default();
     match Cli::parse().command {
         Command::Serve { data, listen, config } => {
@@ -198,6 +209,7 @@ fn start_logging(config: &Config) {
 
 async fn serve(data: &Data, listen: SocketAddr, config: Config, clock: Clock) -> anyhow::Result<()> {
     http::health::recorder();
+    let _lock = lock(&data.data_dir)?;
     let app = App::open(&data.data_dir, config, clock).await?;
     let listener =
         tokio::net::TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
@@ -211,6 +223,22 @@ async fn serve(data: &Data, listen: SocketAddr, config: Config, clock: Clock) ->
     tracing::info!(%address, gateway = app.gateway_id, "serving");
     http::serve(app, listener, stop_signal()).await?;
     Ok(())
+}
+
+/// Takes the data directory for this process: a second gateway would sweep away the uploads of the first.
+fn lock(dir: &std::path::Path) -> anyhow::Result<std::fs::File> {
+    std::fs::create_dir_all(dir).with_context(|| format!("the data directory {}", dir.display()))?;
+    let path = dir.join("lock");
+    let file = std::fs::File::create(&path).with_context(|| format!("the lock {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            bail!("another gateway serves {} already; stop it first", dir.display())
+        }
+        Err(std::fs::TryLockError::Error(e)) => {
+            Err(e).with_context(|| format!("the lock {}", path.display()))
+        }
+    }
 }
 
 /// Resolves at SIGINT or SIGTERM.

@@ -158,7 +158,8 @@ impl ApiError {
 
     /// Whether the gateway only asks to wait for one's turn, so that asking again isn't a failure.
     pub fn is_turn(&self) -> bool {
-        matches!(self, Self::Refused(refusal) if refusal.code == "too-many-uploads")
+        const CODES: [&str; 3] = ["too-many-uploads", "too-many-announcements", "too-many-questions"];
+        matches!(self, Self::Refused(refusal) if CODES.contains(&refusal.code.as_str()))
     }
 
     /// The stable code, where the gateway itself refused.

@@ -118,6 +118,8 @@ impl Api {
             .tcp_nodelay(true)
             .connect_timeout(Duration::from_secs(10))
             .tcp_keepalive(Duration::from_secs(20))
+            // the gateway closes what is idle for 30 seconds: don't send on such a connection
+            .pool_idle_timeout(Duration::from_secs(20))
             // a POST that is redirected would arrive as a GET, and tokens at another host
             .redirect(redirect::Policy::none());
         if base.starts_with("http://") {

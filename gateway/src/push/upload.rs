@@ -171,6 +171,8 @@ impl Upload {
         if self.results.len() >= MAX_RECORDS {
             return Err(UploadError::Framing(format!("more than {MAX_RECORDS} records")));
         }
+        // before it is asked whether the NAR is wanted: another upload may bring it between the two
+        let plan = self.session.plan(&nar_hash);
         let message = if self.taken.contains(&nar_hash) {
             Some(format!("the NAR `{nar_hash}` came in this upload already"))
         } else if !self.session.wants(&nar_hash) {
@@ -186,7 +188,7 @@ impl Upload {
         let start = self.pack.as_ref().map_or(0, |p| p.position());
         let examiner = match refused {
             Some(_) => None,
-            None => Some(Box::new(Examiner::new(compression, self.session.plan(&nar_hash)))),
+            None => Some(Box::new(Examiner::new(compression, plan))),
         };
         self.record = Some(Record { nar_hash, start, counted: 0, compression, examiner, refused });
         Ok(())

@@ -8,7 +8,7 @@ mod publications;
 mod pushes;
 mod supplies;
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{collections::BTreeSet, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
 
 use async_trait::async_trait;
 use pushgate_formats::{Sha256, StorePath, keys::PublicKey};
@@ -46,9 +46,16 @@ pub struct Sqlite {
 impl Sqlite {
     /// Opens the file, makes it where it is missing, and brings its schema up to date.
     pub async fn open(file: &Path) -> Result<Self> {
+        // it holds what upload tokens are made with; SQLite gives its other files the mode of this one
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(file)
+            .map_err(sqlx::Error::Io)?;
         let options = SqliteConnectOptions::new()
             .filename(file)
-            .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
