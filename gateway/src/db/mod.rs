@@ -332,6 +332,7 @@ pub trait Db: Send + Sync + 'static {
     async fn sweep(&self, now: u64) -> Result<Swept>;
 
     async fn derivations_sent(&self, identity: i64, paths: &[StorePath]) -> Result<HashSet<StorePath>>;
+    /// Some of these derivations: an answer ends when its texts have some size, and the rest is asked for again.
     async fn derivations(&self, paths: &[StorePath]) -> Result<Vec<DerivationRow>>;
     async fn add_derivations(&self, identity: i64, rows: &[DerivationRow]) -> Result<()>;
 
