@@ -1,0 +1,149 @@
+//! Carries a round's results out, in the order that a crash can't harm: bytes, rows with leaves, narinfos.
+
+use std::sync::Arc;
+
+use pushgate_formats::{StorePath, api::PathState};
+
+use super::{
+    JudgeError,
+    evaluate::{Round, WAITS, damaged_state},
+};
+use crate::{
+    app::App,
+    blobs::Blobs,
+    caches::Cache,
+    db::{ClaimUpdate, Committed, Judged, NewPublication},
+    push::{
+        publish::{Publishable, Published},
+        session::{ClaimState, Session},
+    },
+};
+
+/// Asks again for a NAR whose stored bytes are damaged. A crash between the two writes leaves a row that the next
+/// judgement finds damaged again.
+pub(super) async fn step_back(app: &Arc<App>, session: &Arc<Session>, i: usize) -> Result<(), JudgeError> {
+    let claim = session.signed[i].claim().clone();
+    app.db.drop_quarantined(session.identity, &claim.nar_hash).await?;
+    let state = damaged_state(&claim);
+    let claims = vec![session.update(i, &state, vec![])];
+    let (cache, now) = (session.cache.name.clone(), app.clock.now());
+    app.db.commit(&Judged { cache, now, claims, ..Judged::default() }).await?;
+    let mut progress = session.progress();
+    progress.claims[i] = state;
+    progress.nars[i] = None;
+    Ok(())
+}
+
+/// Carries a round out: places NARs, commits, reveals narinfos, tells the sessions. Gives the paths published.
+pub(super) async fn settle(
+    app: &Arc<App>,
+    cache: &Arc<Cache>,
+    round: Round,
+) -> Result<Vec<StorePath>, JudgeError> {
+    if round.publish.is_empty() && round.states.is_empty() {
+        return Ok(vec![]);
+    }
+    let now = app.clock.now();
+    let Round { publish, states, conflicts, evidence, .. } = round;
+    // 1. bytes. A crash from here to the commit leaves NARs that nothing names.
+    let (publishing, blobs, composing) = (!publish.is_empty(), app.blobs.clone(), cache.clone());
+    let (publish, publications) = tokio::task::spawn_blocking(move || -> Result<_, JudgeError> {
+        let publications = place(&publish, &composing, blobs.as_ref(), now)?;
+        if publishing {
+            blobs.sync()?;
+        }
+        Ok((publish, publications))
+    })
+    .await??;
+    // 2. leaves and rows, with the claims' new states.
+    let published_state = ClaimState::plain(PathState::Published);
+    let mut claims: Vec<ClaimUpdate> =
+        publish.iter().map(|(session, i, _)| session.update(*i, &published_state, vec![])).collect();
+    claims.extend(states.iter().filter_map(|(session, i, state, waits_on)| {
+        let unchanged = session.progress().claims[*i] == *state;
+        (!unchanged).then(|| session.update(*i, state, waits_on.iter().take(WAITS).cloned().collect()))
+    }));
+    let judged = Judged { cache: cache.name.clone(), now, publications, claims, conflicts };
+    if app.db.commit(&judged).await? == Committed::Raced {
+        return Err(JudgeError::Raced);
+    }
+    // 3. narinfos, in the order of the leaves, references first. A crash here is mended at the next start.
+    let published: Vec<Published> =
+        judged.publications.into_iter().map(|p| Published::committed(p.row)).collect();
+    let paths: Vec<StorePath> = published.iter().map(|p| p.path().clone()).collect();
+    let revealed = reveal(app, cache, published).await;
+    for (session, i, _) in publish {
+        session.progress().claims[i] = ClaimState::plain(PathState::Published);
+        session.progress().nars[i] = None;
+    }
+    let mut over = false;
+    for (session, i, state, _) in states {
+        let mut progress = session.progress();
+        if state.state == PathState::Held && evidence.get(&session.id) != Some(&progress.evidence) {
+            // out of date: the push is reported already to be judged again
+            continue;
+        }
+        over |= matches!(state.state, PathState::Rejected | PathState::Published);
+        if matches!(state.state, PathState::Rejected | PathState::Wanted | PathState::Published) {
+            progress.nars[i] = None;
+        }
+        progress.claims[i] = state;
+    }
+    if over || !paths.is_empty() {
+        app.sweep.notify_one();
+    }
+    // committed is published, come what may: the narinfos that couldn't be written are tried again
+    if let Err(e) = revealed {
+        tracing::error!(
+            cache = cache.name,
+            error = &e as &dyn std::error::Error,
+            "narinfos can't be written"
+        );
+        app.unrevealed.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+    Ok(paths)
+}
+
+/// Puts NARs in place and composes narinfos, on all cores: files are many and small.
+fn place(
+    publish: &[(Arc<Session>, usize, Publishable)],
+    cache: &Cache,
+    blobs: &dyn Blobs,
+    now: u64,
+) -> Result<Vec<NewPublication>, JudgeError> {
+    let one = |(session, i, publishable): &(Arc<Session>, usize, Publishable)| {
+        if let Err(e) = publishable.place_nar(cache, blobs) {
+            tracing::error!(path = %publishable.path(), error = %e, "a checked NAR can't be published");
+            let damaged = e.is_damage();
+            return Err(if damaged { JudgeError::Damaged(session.clone(), *i) } else { e.into() });
+        }
+        Ok(publishable.compose(cache, now))
+    };
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let share = publish.len().div_ceil(threads).max(16);
+    std::thread::scope(|scope| {
+        let shares: Vec<_> = publish
+            .chunks(share)
+            .map(|share| scope.spawn(move || share.iter().map(one).collect::<Result<Vec<_>, _>>()))
+            .collect();
+        let mut all = Vec::with_capacity(publish.len());
+        for share in shares {
+            // a panic goes on where it would have without threads
+            all.extend(share.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(all)
+    })
+}
+
+/// Writes narinfos, to be marked as visible once they are durable: what the hot path and recovery both go through.
+pub async fn reveal(app: &Arc<App>, cache: &Arc<Cache>, published: Vec<Published>) -> Result<(), JudgeError> {
+    if published.is_empty() {
+        return Ok(());
+    }
+    let paths: Vec<StorePath> = published.iter().map(|p| p.path().clone()).collect();
+    let (blobs, name) = (app.blobs.clone(), cache.name.clone());
+    tokio::task::spawn_blocking(move || published.iter().try_for_each(|p| p.reveal(&name, blobs.as_ref())))
+        .await??;
+    app.revealed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((cache.name.clone(), paths));
+    Ok(())
+}
