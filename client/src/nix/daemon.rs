@@ -95,9 +95,35 @@ impl Daemon {
         self.connection.ask(IS_VALID_PATH, |request| put_path(request, path), |from| from.bool("validity"))
     }
 
-    /// Keeps a path from being collected for as long as this connection lasts.
-    pub fn add_temp_root(&mut self, path: &StorePath) -> Result<(), StoreError> {
-        self.connection.ask(ADD_TEMP_ROOT, |request| put_path(request, path), |from| from.u64().map(drop))
+    /// Keeps paths from being collected for as long as this connection lasts.
+    pub fn add_temp_roots(&mut self, paths: &[StorePath]) -> Result<(), StoreError> {
+        const OP: Op = ADD_TEMP_ROOT;
+        // several at once, so that not each waits for the daemon to wake up
+        for some in paths.chunks(SURELY_BUFFERED / (8 + 8 + 256)) {
+            let connection = &mut self.connection;
+            connection.check_usable()?;
+            connection.broken = true;
+            let mut request = Vec::new();
+            for path in some {
+                put_u64(&mut request, OP.0);
+                put_path(&mut request, path);
+            }
+            connection.send(OP, &request)?;
+            let (from, minor) = (&mut connection.from, connection.minor);
+            let mut read = || {
+                let mut refused = Ok(());
+                for _ in some {
+                    match from.until_answer(minor)? {
+                        Ok(()) => drop(from.u64()?),
+                        Err(message) => refused = Err(message),
+                    }
+                }
+                Ok(refused)
+            };
+            let answer = read();
+            connection.received(OP, answer)?;
+        }
+        Ok(())
     }
 
     /// Those of the paths that are valid. Substitutes nothing.

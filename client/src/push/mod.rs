@@ -116,6 +116,10 @@ pub async fn push(session: &Session, options: &Options, progress: &Progress) -> 
     let order: Vec<StorePath> = paths.iter().map(|info| info.path.clone()).collect();
     let missing: Vec<PathInfo> = paths.into_iter().filter(|info| !states.contains_key(&info.path)).collect();
 
+    if !missing.is_empty() {
+        let there: std::collections::HashSet<StorePath> = states.keys().cloned().collect();
+        local = spawn_blocking(move || local.keep(|root| !there.contains(root))).await??;
+    }
     let mut pushes = Vec::new();
     for part in plan::announcements(missing) {
         let (back, announced) = one(session, options, &greeting, local, part, &mut report, progress).await?;
@@ -162,6 +166,7 @@ pub async fn push(session: &Session, options: &Options, progress: &Progress) -> 
 struct Local {
     daemon: Daemon,
     location: StoreLocation,
+    roots: Vec<StorePath>,
 }
 
 impl Local {
@@ -170,12 +175,15 @@ impl Local {
         let location = StoreLocation::from_env()?;
         let mut daemon = Daemon::connect(&location)?;
         let roots = roots.iter().map(|root| location.resolve_root(root)).collect::<Result<Vec<_>, _>>()?;
-        for root in &roots {
-            // its references are kept with it
-            daemon.add_temp_root(root)?;
-        }
-        let paths = closure(&mut daemon, roots)?;
-        Ok((Self { daemon, location }, paths))
+        let paths = closure(&mut daemon, roots.clone())?;
+        Ok((Self { daemon, location, roots }, paths))
+    }
+
+    /// Keeps roots, and with each all that it refers to, from being collected while they are sent.
+    fn keep(mut self, sent: impl Fn(&StorePath) -> bool) -> Result<Self, PushError> {
+        let roots: Vec<StorePath> = self.roots.iter().filter(|root| sent(root)).cloned().collect();
+        self.daemon.add_temp_roots(&roots)?;
+        Ok(self)
     }
 }
 
@@ -217,7 +225,7 @@ async fn one(
     progress: &Progress,
 ) -> Result<(Local, (PushHandle, HashMap<StorePath, String>)), PushError> {
     progress.doing(format!("announcing {} paths", paths.len()));
-    let Local { mut daemon, location } = local;
+    let Local { mut daemon, location, roots } = local;
     let derivers = derivations::derivers(&paths);
     let listing = spawn_blocking(move || derivations::list(&mut daemon, derivers).map(|list| (daemon, list)));
     let mut nonce = [0; 16];
@@ -271,7 +279,7 @@ async fn one(
     report.notices.extend(notices.iter().map(|notice| printable(notice)));
     tracing::debug!(nars = sent.nars, bytes = sent.body_bytes, "sent the NARs");
     report.traffic.add(&sent);
-    Ok((Local { daemon, location }, (uploader.push, lost(&paths, sent))))
+    Ok((Local { daemon, location, roots }, (uploader.push, lost(&paths, sent))))
 }
 
 /// The paths whose bytes didn't get to the gateway, and why.

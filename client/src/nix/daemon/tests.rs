@@ -83,7 +83,8 @@ fn asks_the_real_daemon() {
     assert!((OLDEST..=NEWEST).contains(&daemon.protocol_minor()));
     assert!(daemon.is_valid(&a).unwrap());
     assert!(!daemon.is_valid(&some_path()).unwrap());
-    daemon.add_temp_root(&a).unwrap();
+    daemon.add_temp_roots(std::slice::from_ref(&a)).unwrap();
+    daemon.add_temp_roots(&vec![a.clone(); 100]).unwrap();
     let valid = daemon.valid_paths([&a, &some_path(), &b, &a]).unwrap();
     assert_eq!(valid, BTreeSet::from([a.clone(), b.clone()]));
 
