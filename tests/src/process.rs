@@ -2,8 +2,10 @@
 //! their own that are removed with them. Doesn't forge anything, and looks into no process but through what it prints,
 //! serves and keeps on the disk.
 
+mod nix;
+mod web;
+
 use std::{
-    collections::BTreeMap,
     env,
     ffi::OsStr,
     fs::{self, OpenOptions},
@@ -19,12 +21,12 @@ use pushgate_formats::{
     api::{PathState, PathStatus},
     keys::{PublicKey, SecretKey},
 };
-use reqwest::{
-    Method, StatusCode,
-    header::{HeaderMap, HeaderName, HeaderValue},
-};
+use reqwest::StatusCode;
 use serde::Deserialize;
 use tempfile::TempDir;
+
+pub use nix::Nix;
+pub use web::{Answer, Web};
 
 /// Longest wait for another process. It ends at once when what is waited for happens: being slow fails nothing.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -485,165 +487,6 @@ impl Drop for Running {
     }
 }
 
-/// Host directories that builders see: `/bin/sh` and what it needs. On merged-usr systems `/bin` and the like are links.
-fn sandbox_paths() -> String {
-    let mut dirs = vec!["/bin", "/lib", "/lib64", "/usr"];
-    if fs::canonicalize("/bin/sh").is_ok_and(|sh| sh.starts_with("/nix")) {
-        dirs.push("/nix/store");
-    }
-    let paths = dirs.into_iter().filter_map(|dir| {
-        let real = fs::canonicalize(dir).ok()?;
-        Some(format!("{dir}={}", real.display()))
-    });
-    paths.collect::<Vec<_>>().join(" ")
-}
-
-/// A store of its own, and the Nix on this machine to work with it.
-pub struct Nix {
-    dir: TempDir,
-    settings: String,
-}
-
-impl Nix {
-    /// An empty store in which things are built. Nothing is substituted.
-    pub fn builder() -> Self {
-        Self::with(&format!(
-            "substitute = false\nsubstituters =\nsandbox = true\nsandbox-paths = {}\nmax-jobs = 2",
-            sandbox_paths()
-        ))
-    }
-
-    /// An empty store that trusts one key and fetches from these caches only.
-    pub fn consumer(substituters: &[String], keys: &[String]) -> Self {
-        Self::with(&format!(
-            "require-sigs = true\nsubstitute = true\nmax-jobs = 0\nsubstituters = {}\ntrusted-public-keys = {}",
-            substituters.join(" "),
-            keys.join(" ")
-        ))
-    }
-
-    fn with(settings: &str) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let settings = format!(
-            "experimental-features = nix-command ca-derivations\nbuilders =\nbuild-users-group =\n\
-             fsync-metadata = false\nkeep-derivations = false\nconnect-timeout = 20\ndownload-attempts = 1\n{settings}\n"
-        );
-        let nix = Self { dir, settings };
-        nix.run("nix-store", &["--init"]).ended_with(0);
-        nix
-    }
-
-    fn environment(&self, command: &mut Command) {
-        // a home of its own also has an own record of what caches are known to have
-        command.env("HOME", self.dir.path().join("home"));
-        command.env("NIX_REMOTE", self.root()).env("NIX_CONFIG", &self.settings);
-    }
-
-    /// The store's root directory.
-    pub fn root(&self) -> PathBuf {
-        self.dir.path().join("root")
-    }
-
-    /// A directory for files beside the store.
-    pub fn dir(&self) -> &Path {
-        self.dir.path()
-    }
-
-    /// Where a path's files lie.
-    pub fn physical(&self, path: &str) -> PathBuf {
-        self.root().join(path.strip_prefix('/').expect("an absolute path"))
-    }
-
-    /// One of Nix's commands on this store.
-    pub fn run<S: AsRef<OsStr>>(&self, program: &str, args: &[S]) -> Ran {
-        let mut command = command(program);
-        command.args(args).current_dir(self.dir.path());
-        self.environment(&mut command);
-        match command.output() {
-            Ok(output) => Ran::of(&command, output),
-            Err(e) => {
-                panic!("`{program}` can't be run ({e}): these tests need Nix, which scripts/test installs")
-            }
-        }
-    }
-
-    /// Builds an expression and gives its output paths, one for each `--attr`, or of the expression itself.
-    #[track_caller]
-    pub fn build(&self, expression: &str) -> Vec<String> {
-        self.run("nix-build", &["--quiet", "--no-out-link", "-E", expression]).lines()
-    }
-
-    /// The derivation of an expression.
-    #[track_caller]
-    pub fn instantiate(&self, expression: &str) -> String {
-        self.run("nix-instantiate", &["-E", expression]).line()
-    }
-
-    /// `nix-store --query ARGS PATHS`, a line for each answer.
-    #[track_caller]
-    pub fn query(&self, args: &[&str], paths: &[String]) -> Vec<String> {
-        let mut all = vec!["--query"];
-        all.extend(args);
-        all.extend(paths.iter().map(String::as_str));
-        self.run("nix-store", &all).lines()
-    }
-
-    /// The paths and all that they need.
-    #[track_caller]
-    pub fn closure(&self, paths: &[String]) -> Vec<String> {
-        self.query(&["--requisites"], paths)
-    }
-
-    /// Each path's NAR hash, as the store's database has it.
-    #[track_caller]
-    pub fn hashes(&self, paths: &[String]) -> BTreeMap<String, String> {
-        paths.iter().cloned().zip(self.query(&["--hash"], paths)).collect()
-    }
-
-    /// A path's NAR, from its files.
-    #[track_caller]
-    pub fn dump(&self, path: &str) -> Vec<u8> {
-        let mut command = command("nix-store");
-        command.arg("--dump").arg(self.physical(path));
-        let output = command.output().expect("nix-store can be run");
-        assert!(output.status.success(), "{path}: {}", String::from_utf8_lossy(&output.stderr));
-        output.stdout
-    }
-
-    /// Fetches paths with all that they need.
-    pub fn fetch(&self, paths: &[String]) -> Ran {
-        let mut args = vec!["--realise"];
-        args.extend(paths.iter().map(String::as_str));
-        self.run("nix-store", &args)
-    }
-
-    /// Fails unless this store has the paths with all that they need, all files as they are in the other.
-    #[track_caller]
-    pub fn assert_has_all_of(&self, other: &Self, paths: &[String]) {
-        let all = other.closure(paths);
-        assert_eq!(self.closure(paths).len(), all.len());
-        assert_eq!(self.hashes(&all), other.hashes(&all));
-        // hashes in the database are as they were told; this reads the files
-        self.run("nix-store", &["--verify", "--check-contents"]).ended_with(0);
-        for path in all.iter().take(40) {
-            assert!(self.dump(path) == other.dump(path), "the contents of {path} differ");
-        }
-    }
-
-    /// Takes a path out of the store.
-    #[track_caller]
-    pub fn delete(&self, path: &str) {
-        self.run("nix-store", &["--delete", path]).ended_with(0);
-    }
-}
-
-impl Drop for Nix {
-    fn drop(&mut self) {
-        // Nix takes the write permission from directories in its store: without it they can't be removed
-        let _ = Command::new("chmod").arg("-R").arg("u+w").arg(self.dir.path()).status();
-    }
-}
-
 /// Incompressible bytes, the same for the same seed, as a file for Nix to take in.
 pub fn noise_file(dir: &Path, name: &str, seed: u64, bytes: usize) -> PathBuf {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -677,92 +520,4 @@ pub fn read(path: &Path) -> Vec<u8> {
 pub fn names(dir: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(dir) else { return vec![] };
     entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())).collect()
-}
-
-/// Asks over HTTP, from tests that aren't asynchronous.
-pub struct Web {
-    runtime: tokio::runtime::Runtime,
-    client: reqwest::Client,
-}
-
-/// An answer, whole.
-#[derive(Debug)]
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub body: Vec<u8>,
-}
-
-impl Answer {
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.body).into_owned()
-    }
-
-    pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
-    }
-
-    /// The code of an answer that is an error of the API.
-    pub fn code(&self) -> Option<String> {
-        let answer: pushgate_formats::api::ErrorAnswer = serde_json::from_slice(&self.body).ok()?;
-        Some(answer.error.code)
-    }
-
-    pub fn json<T: for<'de> Deserialize<'de>>(&self) -> T {
-        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e} in {}", self.text()))
-    }
-}
-
-impl Default for Web {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Web {
-    pub fn new() -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .tls_certs_only([])
-            .redirect(reqwest::redirect::Policy::none())
-            .timeout(PATIENCE)
-            .build()
-            .expect("an HTTP client");
-        Self { runtime, client }
-    }
-
-    /// One request; `None` where nobody answers.
-    pub fn try_ask(
-        &self,
-        method: &Method,
-        url: &str,
-        headers: &[(&str, &str)],
-        body: Vec<u8>,
-    ) -> Option<Answer> {
-        let mut request = self.client.request(method.clone(), url).body(body);
-        for (name, value) in headers {
-            let name: HeaderName = name.parse().expect("a header's name");
-            request = request.header(name, HeaderValue::from_str(value).expect("a header's value"));
-        }
-        self.runtime.block_on(async {
-            let response = request.send().await.ok()?;
-            let (status, headers) = (response.status(), response.headers().clone());
-            Some(Answer { status, headers, body: response.bytes().await.ok()?.to_vec() })
-        })
-    }
-
-    #[track_caller]
-    pub fn ask(&self, method: &Method, url: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
-        self.try_ask(method, url, headers, body).unwrap_or_else(|| panic!("no answer: {method} {url}"))
-    }
-
-    pub fn try_get(&self, url: &str) -> Option<Answer> {
-        self.try_ask(&Method::GET, url, &[], vec![])
-    }
-
-    #[track_caller]
-    pub fn get(&self, url: &str) -> Answer {
-        self.ask(&Method::GET, url, &[], vec![])
-    }
 }
