@@ -141,9 +141,9 @@ class Gateway:
         finally:
             connection.close()
 
-    def push(self, paths):
+    def push(self, root):
         before = cpu_seconds(self.process.pid)
-        command = [self.options.client, "push", "--wait", "--json", *paths]
+        command = [self.options.client, "push", "--wait", "--json", root]
         result = timed(command, self.environment, os.path.join(self.place, "push.log"))
         result["gateway_cpu"] = cpu_seconds(self.process.pid) - before
         result["gateway_peak_kib"] = status_kib(self.process.pid, "VmHWM")
@@ -171,13 +171,13 @@ class Gateway:
             fail("the gateway didn't stop within 30 seconds")
 
 
-def copy_round(place, paths):
+def copy_round(place, root, paths):
     target = os.path.join(place, "cache")
     os.makedirs(target)
     # nothing that Nix remembers of other caches
     environment = dict(os.environ, XDG_CACHE_HOME=os.path.join(place, "nix-cache"))
     command = ["nix", "--extra-experimental-features", "nix-command", "copy", "--to",
-               f"file://{target}?compression=zstd", *paths]
+               f"file://{target}?compression=zstd", root]
     result = timed(command, environment, os.path.join(place, "copy.log"))
     copied = sum(name.endswith(".narinfo") for name in os.listdir(target))
     if copied < len(paths):
@@ -186,12 +186,12 @@ def copy_round(place, paths):
     return result
 
 
-def push_round(options, place, paths):
+def push_round(options, place, root, paths):
     gateway = Gateway(options, place)
     try:
-        first = gateway.push(paths)
+        first = gateway.push(root)
         gateway.require_published(paths)
-        again = gateway.push(paths)
+        again = gateway.push(root)
     finally:
         gateway.stop()
     first["stored"] = nar_files(gateway.data)
@@ -328,9 +328,9 @@ def main():
                 place = os.path.join(work, f"{name}-{turn}-{what}")
                 os.makedirs(place)
                 if what == "copy":
-                    copies.append(copy_round(place, paths))
+                    copies.append(copy_round(place, link, paths))
                 else:
-                    first, again = push_round(options, place, paths)
+                    first, again = push_round(options, place, link, paths)
                     pushes.append(first)
                     agains.append(again)
             say(f"{name}, round {turn + 1}: nix copy {copies[-1]['wall']:.2f} s, push {pushes[-1]['wall']:.2f} s "

@@ -145,8 +145,9 @@ pub async fn push(session: &Session, options: &Options, progress: &Progress) -> 
             states.insert(status.path.clone(), status);
         }
     }
-    // the temporary roots, which keep the paths from being collected, end with the connection
-    drop(local);
+    // the temporary roots, which keep the paths from being collected, end with the connection; nobody has to wait for the
+    // daemon to be gone
+    std::thread::spawn(move || drop(local));
     for path in order {
         let status = states.remove(&path).unwrap_or_else(|| {
             // what nobody vouches for isn't accepted
@@ -173,8 +174,15 @@ impl Local {
     /// Opens the store and reads the closures of the roots, references first.
     fn open(roots: &[String]) -> Result<(Self, Vec<PathInfo>), PushError> {
         let location = StoreLocation::from_env()?;
-        let mut daemon = Daemon::connect(&location)?;
-        let roots = roots.iter().map(|root| location.resolve_root(root)).collect::<Result<Vec<_>, _>>()?;
+        // links are followed while the daemon starts
+        let (daemon, roots) = std::thread::scope(|scope| {
+            let resolving = scope.spawn(|| {
+                roots.iter().map(|root| location.resolve_root(root)).collect::<Result<Vec<_>, _>>()
+            });
+            let daemon = Daemon::connect(&location);
+            (daemon, resolving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let (roots, mut daemon) = (roots?, daemon?);
         let paths = closure(&mut daemon, roots.clone())?;
         Ok((Self { daemon, location, roots }, paths))
     }

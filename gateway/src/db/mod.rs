@@ -340,6 +340,12 @@ pub trait Db: Send + Sync + 'static {
     async fn add_facts(&self, rows: &[DerivationRow]) -> Result<()>;
 
     async fn published(&self, cache: &str, hash_parts: &[&str]) -> Result<HashMap<String, PublishedRow>>;
+    /// Published paths with their NAR hashes, by hash part, and nothing else of them.
+    async fn published_hashes(
+        &self,
+        cache: &str,
+        hash_parts: &[&str],
+    ) -> Result<HashMap<String, (StorePath, Sha256)>>;
     async fn commit(&self, judged: &Judged) -> Result<Committed>;
     /// Published, but perhaps not yet visible: in the order of their leaves.
     async fn unseen(&self, cache: &str) -> Result<Vec<PublishedRow>>;

@@ -370,9 +370,9 @@ pub async fn missing(
 ) -> Result<pushgate_formats::api::Missing, ApiError> {
     let policy = cache.policy();
     let parts: Vec<&str> = asked.iter().map(|p| p.path.hash_part()).collect();
-    let published = app.db.published(&cache.name, &parts).await?;
+    let published = app.db.published_hashes(&cache.name, &parts).await?;
     let is_published = |path: &StorePath, nar_hash: &Sha256| {
-        published.get(path.hash_part()).is_some_and(|row| row.path == *path && row.nar_hash == *nar_hash)
+        published.get(path.hash_part()).is_some_and(|(there, hash)| there == path && hash == nar_hash)
     };
     let mut open: Vec<StorePath> =
         asked.iter().filter(|p| !is_published(&p.path, &p.nar_hash)).map(|p| p.path.clone()).collect();

@@ -235,6 +235,13 @@ impl Db for Sqlite {
     async fn published(&self, cache: &str, hash_parts: &[&str]) -> Result<HashMap<String, PublishedRow>> {
         self.list_published(cache, hash_parts).await
     }
+    async fn published_hashes(
+        &self,
+        cache: &str,
+        hash_parts: &[&str],
+    ) -> Result<HashMap<String, (StorePath, Sha256)>> {
+        self.list_published_hashes(cache, hash_parts).await
+    }
     async fn commit(&self, judged: &Judged) -> Result<Committed> {
         self.commit_judged(judged).await
     }

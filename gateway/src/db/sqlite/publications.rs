@@ -32,6 +32,27 @@ impl Sqlite {
         rows.iter().map(|row| published_row(row).map(|r| (r.path.hash_part().to_owned(), r))).collect()
     }
 
+    pub(super) async fn list_published_hashes(
+        &self,
+        cache: &str,
+        hash_parts: &[&str],
+    ) -> Result<HashMap<String, (StorePath, Sha256)>> {
+        let rows = sqlx::query(
+            "SELECT published.path, nar_hash FROM json_each(?2) AS asked \
+             CROSS JOIN published ON cache = ?1 AND hash_part = asked.value",
+        )
+        .bind(cache)
+        .bind(Value::from_iter(hash_parts.iter().copied()).to_string())
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let found = path(row.try_get(0)?)?;
+                Ok((found.hash_part().to_owned(), (found, sha256(row.try_get(1)?)?)))
+            })
+            .collect()
+    }
+
     /// One transaction: publications with their leaves, the claims' new states, the conflicts. A crash leaves all or
     /// nothing; narinfos are written only after it.
     pub(super) async fn commit_judged(&self, judged: &Judged) -> Result<Committed> {
