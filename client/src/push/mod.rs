@@ -92,6 +92,9 @@ pub struct Options {
     pub level: i32,
 }
 
+/// So many roots are asked for by themselves before their closures are read; of more it would cost too much twice.
+const FEW_ROOTS: usize = 64;
+
 /// How many requests are sent at once when nobody says.
 fn default_jobs() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from).clamp(2, MAX_DEFAULT_JOBS)
@@ -104,14 +107,21 @@ pub async fn push(session: &Session, options: &Options, progress: &Progress) -> 
     let local = spawn_blocking(move || Local::open(&roots));
     // both take a moment, and the first error is the one to show
     let (greeting, opened) = tokio::join!(session.greet(), local);
-    let (mut local, paths) = opened??;
+    let (mut local, roots) = opened??;
     let greeting = greeting?;
-    tracing::debug!(paths = paths.len(), "read the closure");
+    tracing::debug!(roots = roots.len(), "read the roots");
 
     let mut report = Report::new(session.gateway.url.clone(), options.cache.clone());
     report.notices.extend(greeting.cache(session, &options.cache)?);
-    progress.doing(format!("asking which of {} paths are missing", paths.len()));
-    let mut states = already_there(session, &options.cache, &paths).await?;
+    // what a published path refers to is served with it, so roots that are there need no look at their closures
+    let mut states = already_there(session, &options.cache, &roots).await?;
+    let mut paths = roots;
+    if paths.is_empty() || paths.iter().any(|root| !states.contains_key(&root.path)) {
+        (local, paths) = spawn_blocking(move || local.closure()).await??;
+        tracing::debug!(paths = paths.len(), "read the closure");
+        progress.doing(format!("asking which of {} paths are missing", paths.len()));
+        states = already_there(session, &options.cache, &paths).await?;
+    }
     tracing::debug!(present = states.len(), "asked what is missing");
     let order: Vec<StorePath> = paths.iter().map(|info| info.path.clone()).collect();
     let missing: Vec<PathInfo> = paths.into_iter().filter(|info| !states.contains_key(&info.path)).collect();
@@ -171,7 +181,8 @@ struct Local {
 }
 
 impl Local {
-    /// Opens the store and reads the closures of the roots, references first.
+    /// Opens the store and reads what it knows of the roots themselves; nothing where they are many or one is not valid:
+    /// then their closures tell.
     fn open(roots: &[String]) -> Result<(Self, Vec<PathInfo>), PushError> {
         let location = StoreLocation::from_env()?;
         // links are followed while the daemon starts
@@ -183,8 +194,18 @@ impl Local {
             (daemon, resolving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         let (roots, mut daemon) = (roots?, daemon?);
-        let paths = closure(&mut daemon, roots.clone())?;
-        Ok((Self { daemon, location, roots }, paths))
+        let infos = if roots.len() <= FEW_ROOTS {
+            daemon.path_infos(&roots)?.into_iter().collect::<Option<Vec<_>>>().unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        Ok((Self { daemon, location, roots }, infos))
+    }
+
+    /// Reads the closures of the roots, references first.
+    fn closure(mut self) -> Result<(Self, Vec<PathInfo>), PushError> {
+        let paths = closure(&mut self.daemon, self.roots.clone())?;
+        Ok((self, paths))
     }
 
     /// Keeps roots, and with each all that it refers to, from being collected while they are sent.
