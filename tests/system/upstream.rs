@@ -155,9 +155,9 @@ fn what_an_upstream_has_is_not_sent_and_counts_as_served() {
     let narinfos = names(&gateway.public("main")).iter().filter(|n| n.ends_with(".narinfo")).count();
     assert_eq!(narinfos, 2);
 
-    // again: nothing is missing, so nothing is announced
+    // again: the root is published, so nothing is announced
     let again = alice.push(&nix, &chain.upper);
-    assert_in_state(&again, PathState::Upstream, &nix.closure(&chain.middle));
+    assert_in_state(&again, PathState::Published, &chain.upper);
     assert_eq!(again.pushes, [""; 0]);
 
     let both = Nix::consumer(
