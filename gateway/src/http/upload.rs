@@ -192,19 +192,7 @@ async fn record_refusals(
             }
         }
     }
-    if claims.is_empty() {
-        return Ok(());
-    }
-    let judged = crate::db::Judged {
-        cache: session.cache.name.clone(),
-        now: app.clock.now(),
-        claims,
-        ..Default::default()
-    };
-    app.db.commit(&judged).await?;
-    session.notify();
-    app.sweep.notify_one();
-    Ok(())
+    Ok(crate::push::end(app, session, claims).await?)
 }
 
 /// Measures how fast a body comes.

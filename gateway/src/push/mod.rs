@@ -297,17 +297,21 @@ async fn reject_for(
     session: &Session,
     refused: &[(StorePath, pushgate_formats::derivation::DerivationError)],
 ) -> Result<(), ApiError> {
-    let claims = end_claims(session, refused);
+    Ok(end(app, session, end_claims(session, refused)).await?)
+}
+
+/// Stores that claims were refused, and frees what only they needed. A crash before it leaves them waiting for bytes that
+/// are refused again.
+pub async fn end(
+    app: &App,
+    session: &Session,
+    claims: Vec<crate::db::ClaimUpdate>,
+) -> Result<(), crate::db::DbError> {
     if claims.is_empty() {
         return Ok(());
     }
-    let judged = crate::db::Judged {
-        cache: session.cache.name.clone(),
-        now: app.clock.now(),
-        claims,
-        ..Default::default()
-    };
-    app.db.commit(&judged).await?;
+    let (cache, now) = (session.cache.name.clone(), app.clock.now());
+    app.db.commit(&crate::db::Judged { cache, now, claims, ..Default::default() }).await?;
     session.notify();
     app.sweep.notify_one();
     Ok(())
