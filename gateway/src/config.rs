@@ -31,7 +31,8 @@ pub struct Limits {
     pub header_timeout: u64,
     /// Announcements read and parsed at once; each costs several times its size in memory. Default: 2.
     pub announcements: usize,
-    /// Failed attempts to redeem an invite before attempts are refused for a minute. Default: 20.
+    /// Wrong invite codes a minute, over all comers, after which further wrong ones are refused without being looked into; a
+    /// right one is always good. Default: 20.
     pub invite_attempts: u32,
 }
 
