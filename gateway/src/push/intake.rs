@@ -61,19 +61,24 @@ impl IntakeError {
 pub enum Compression {
     None,
     Zstd,
+    Xz,
 }
 
 impl Compression {
+    /// All that are taken.
+    pub const ALL: [Self; 3] = [Self::None, Self::Zstd, Self::Xz];
+
     /// As narinfo's `Compression` field.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Zstd => "zstd",
+            Self::Xz => "xz",
         }
     }
 
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::None, Self::Zstd].into_iter().find(|c| c.as_str() == text)
+        Self::ALL.into_iter().find(|c| c.as_str() == text)
     }
 
     /// What is appended to `.nar` in a file's name.
@@ -81,6 +86,7 @@ impl Compression {
         match self {
             Self::None => "",
             Self::Zstd => ".zst",
+            Self::Xz => ".xz",
         }
     }
 }
