@@ -23,6 +23,7 @@ pub enum Command {
     Join(Join),
     Push(Push),
     Status(Status),
+    Token(Token),
 }
 
 /// Make yourself known to a gateway, once per machine
@@ -96,6 +97,27 @@ pub struct Status {
     /// Print a line for every path, also of large pushes
     #[arg(long, short)]
     pub verbose: bool,
+    #[command(flatten)]
+    pub gateway: Gateway,
+}
+
+/// Make a token, so that stock Nix can push for you
+///
+/// `nix copy --to` authenticates itself by a netrc file: put the line that --netrc prints into one that only you can read
+/// and name it in nix.conf (netrc-file). Each path still needs a signature by the key that you joined with, whose file is
+/// named on standard error:
+///
+///   nix copy --to 'https://cache.example.org/main/push?secret-key=KEYFILE' ./result
+///
+/// Exit codes: 0 the token is printed, 1 error, 2 wrong arguments.
+#[derive(Debug, Args)]
+pub struct Token {
+    /// Name of the cache that the token is for
+    #[arg(long, value_name = "NAME", default_value = "main")]
+    pub cache: String,
+    /// Print a line for a netrc file instead of the token alone
+    #[arg(long)]
+    pub netrc: bool,
     #[command(flatten)]
     pub gateway: Gateway,
 }

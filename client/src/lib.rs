@@ -14,3 +14,4 @@ pub mod progress;
 pub mod push;
 pub mod session;
 pub mod status;
+pub mod token;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use pushgate_client::{
     api::printable,
-    cli::{Cli, Command, Join, Push, Status},
+    cli::{Cli, Command, Join, Push, Status, Token},
     clock,
     config::ConfigDir,
     join::join,
@@ -20,6 +20,7 @@ use pushgate_client::{
     push::{self, Options},
     session::Session,
     status::{self, Question},
+    token,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -48,6 +49,7 @@ async fn run(cli: Cli) -> Result<Exit> {
         Command::Join(args) => run_join(&dir, args).await,
         Command::Push(args) => run_push(&dir, args).await,
         Command::Status(args) => run_status(&dir, args).await,
+        Command::Token(args) => run_token(&dir, args).await,
     }
 }
 
@@ -87,6 +89,16 @@ async fn run_status(dir: &ConfigDir, args: Status) -> Result<Exit> {
         if args.json { output::json(&answer) } else { output::status(&answer, args.verbose, clock::now()) };
     print(&text)?;
     Ok(Exit::of_status(&answer))
+}
+
+async fn run_token(dir: &ConfigDir, args: Token) -> Result<Exit> {
+    let session = Session::open(dir, args.gateway.url.as_deref())?;
+    let made = token::make(&session, &args.cache).await?;
+    let text = if args.netrc { token::netrc_line(&session.gateway.url, &made)? } else { made.token };
+    print(&format!("{text}\n"))?;
+    let (url, key) = (&session.gateway.url, dir.key_path(&session.gateway));
+    eprintln!("push with: nix copy --to '{url}/{}/push?secret-key={}' PATH", args.cache, key.display());
+    Ok(Exit::Accepted)
 }
 
 /// Prints to standard output; a reader that has seen enough (`| head`) is no error.

@@ -166,7 +166,8 @@ pub fn status(answer: &Answer, verbose: bool, now: u64) -> String {
 fn summary(push: &PushSummary, now: u64) -> String {
     let counts = counts_in_words(push.counts.iter().map(|(state, count)| (state.as_str(), *count)));
     let since = ago(now.saturating_sub(push.created));
-    format!("{}  {}  {since}  {counts}\n", printable(&push.push), printable(&push.cache))
+    let by = if push.kind == "narinfo" { "  (by stock Nix)" } else { "" };
+    format!("{}  {}  {since}  {counts}{by}\n", printable(&push.push), printable(&push.cache))
 }
 
 fn one_push(push: &PushStatus, verbose: bool) -> String {
@@ -376,14 +377,17 @@ mod tests {
     fn recent_pushes() {
         let push = PushSummary {
             push: "p1".into(),
+            kind: "announcement".into(),
             cache: "main".into(),
             created: 1000,
             counts: [("held".to_owned(), 1), ("published".to_owned(), 1234)].into(),
         };
         assert_eq!(
-            status(&Answer::Recent(vec![push]), false, 1200),
+            status(&Answer::Recent(vec![push.clone()]), false, 1200),
             "p1  main  3 min ago  1 held, 1,234 published\n"
         );
+        let stock = PushSummary { kind: "narinfo".into(), ..push };
+        assert!(status(&Answer::Recent(vec![stock]), false, 1200).ends_with("published  (by stock Nix)\n"));
         assert_eq!(status(&Answer::Recent(vec![]), false, 0), "no pushes yet\n");
     }
 }

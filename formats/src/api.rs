@@ -309,12 +309,29 @@ pub struct SignedRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PushSummary {
+    /// Of several pushes, the newest one.
     pub push: String,
+    /// `announcement`, or `narinfo`: what stock Nix pushed, path by path, counted together for each day and cache.
+    #[serde(default = "announcement")]
+    pub kind: String,
     pub cache: String,
     /// Seconds since 1970, UTC.
     pub created: u64,
     /// Number of paths in each state, by the state's word.
     pub counts: std::collections::BTreeMap<String, u64>,
+}
+
+fn announcement() -> String {
+    "announcement".to_owned()
+}
+
+/// A token for stock Nix (`POST /api/v1/caches/CACHE/tokens`), as a netrc file has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenMade {
+    /// The submitter's name.
+    pub login: String,
+    pub token: String,
 }
 
 /// How NARs are framed in the body of `POST /api/v1/pushes/ID/nars`.

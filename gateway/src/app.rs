@@ -216,11 +216,13 @@ impl App {
     }
 }
 
+/// `nix-cache-info` of every cache.
+pub const CACHE_INFO: &str = "StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 30\n";
+
 /// `nix-cache-info` of a cache, so that its directory is whole without the gateway.
 async fn publish_info(app: &Arc<App>, cache: &str) -> std::io::Result<()> {
     let (blobs, cache) = (app.blobs.clone(), cache.to_owned());
-    let text = b"StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 30\n";
-    tokio::task::spawn_blocking(move || blobs.publish_bytes(&cache, "nix-cache-info", text))
+    tokio::task::spawn_blocking(move || blobs.publish_bytes(&cache, "nix-cache-info", CACHE_INFO.as_bytes()))
         .await
         .map_err(std::io::Error::other)?
 }

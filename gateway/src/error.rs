@@ -1,5 +1,7 @@
 //! The one error type of the HTTP edge: a status, a stable code, and words that name the value and whose fault it is.
 
+use std::borrow::Cow;
+
 use axum::{
     Json,
     http::StatusCode,
@@ -16,7 +18,7 @@ use crate::{
 #[derive(Debug)]
 pub struct ApiError {
     pub status: StatusCode,
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     pub message: String,
     pub path: Option<String>,
     /// Seconds, for `Retry-After`.
@@ -25,7 +27,12 @@ pub struct ApiError {
 
 impl ApiError {
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), path: None, retry_after: None }
+        Self { status, code: code.into(), message: message.into(), path: None, retry_after: None }
+    }
+
+    /// One whose code was found by a judgement: those are kept as text.
+    pub fn with_code(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
+        Self { code: code.to_owned().into(), ..Self::new(status, "", message) }
     }
 
     /// 403, saying nothing more than necessary.
@@ -68,13 +75,17 @@ pub fn clean(text: &str) -> String {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        metrics::counter!("pushgate_errors_total", "code" => self.code).increment(1);
+        metrics::counter!("pushgate_errors_total", "code" => self.code.clone()).increment(1);
         let body = ErrorAnswer {
-            error: ErrorBody { code: self.code.to_owned(), message: self.message, path: self.path },
+            error: ErrorBody { code: self.code.clone().into_owned(), message: self.message, path: self.path },
         };
         let mut response = (self.status, Json(body)).into_response();
         let headers = response.headers_mut();
         headers.insert("cache-control", http::HeaderValue::from_static("no-store"));
+        if self.code.starts_with("token-") {
+            // what makes stock Nix, and curl below it, look into the netrc file
+            headers.insert("www-authenticate", http::HeaderValue::from_static("Basic realm=\"pushgate\""));
+        }
         if let Some(seconds) = self.retry_after {
             headers.insert("retry-after", http::HeaderValue::from(seconds));
         }
@@ -109,7 +120,7 @@ impl From<SignatureError> for ApiError {
         match error {
             SignatureError::Db(e) => e.into(),
             SignatureError::TooLong(_) => Self::bad_request(error.code(), error.to_string()),
-            SignatureError::Fingerprint { ref path, .. } => {
+            SignatureError::Fingerprint { ref path, .. } | SignatureError::Missing { ref path, .. } => {
                 let path = Some(path.absolute());
                 Self { path, ..Self::new(StatusCode::FORBIDDEN, error.code(), error.to_string()) }
             }

@@ -130,7 +130,7 @@ pub async fn enrol(app: &App, envelope: &Envelope) -> Result<(String, Role), Api
     let key = PublicKey::parse(&enrolment.key).map_err(|e| malformed(&e))?;
     // whoever enrols a key has to have its secret half
     envelope.verify(&payload, &key).map_err(|e| ApiError::forbidden(e.to_string())).map_err(|mut e| {
-        e.code = "signature-invalid";
+        e.code = "signature-invalid".into();
         e
     })?;
     match app.db.redeem(&code, &key, now).await? {

@@ -12,4 +12,5 @@ pub mod http;
 pub mod identities;
 pub mod push;
 pub mod random;
+pub mod tokens;
 pub mod upstream;

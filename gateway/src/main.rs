@@ -13,6 +13,7 @@ use pushgate_gateway::{
     db::Role,
     http,
     identities::{self, INVITE_TTL, Invite},
+    tokens,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -67,6 +68,22 @@ enum Command {
         /// Hours for which the invite is good.
         #[arg(long, default_value_t = INVITE_TTL / 3600)]
         hours: u64,
+    },
+    /// Prints a token with which a submitter pushes by stock Nix: for a netrc file, with the name as login.
+    Token {
+        /// Name of the submitter.
+        name: String,
+        #[command(flatten)]
+        data: Data,
+        /// The cache that the token is for.
+        #[arg(long, default_value = "main")]
+        cache: String,
+        /// Days for which the token will be good. Default: until revoked.
+        #[arg(long)]
+        days: Option<u64>,
+        /// Revokes all tokens of the submitter instead, at once and for good.
+        #[arg(long, conflicts_with_all = ["cache", "days"])]
+        revoke: bool,
     },
     /// Lists or revokes keys.
     #[command(subcommand)]
@@ -139,6 +156,17 @@ async fn run() -> anyhow::Result<()> {
                 key_expires: key_days.map(|days| now + days.saturating_mul(86_400)),
             };
             println!("{}", identities::invite(db.as_ref(), now, invite).await?);
+            Ok(())
+        }
+        Command::Token { name, data, cache, days, revoke } => {
+            let (db, _) = open_existing(&data, &clock).await?;
+            if revoke {
+                let revoked = tokens::revoke(db.as_ref(), &name, clock.now()).await?;
+                println!("revoked {revoked} tokens of {name}");
+                return Ok(());
+            }
+            let ttl = days.map(|days| days.saturating_mul(86_400));
+            println!("{}", tokens::make_for(db.as_ref(), &name, &cache, clock.now(), ttl).await?);
             Ok(())
         }
         Command::Key(KeyCommand::List { data }) => {

@@ -51,9 +51,19 @@ pub struct Answers {
 }
 
 enum Answer {
-    Has(UpstreamPath),
+    Has(Box<UnverifiedNarInfo>),
     Absent,
     Fault(String),
+}
+
+/// What the upstreams have under a hash part.
+#[derive(Debug)]
+pub enum Found {
+    /// Its signature is by the pinned key.
+    NarInfo(Box<UnverifiedNarInfo>),
+    Absent,
+    /// One of them can't be asked now, and the others don't have it.
+    Unknown(String),
 }
 
 /// How the questions to one upstream ended.
@@ -107,6 +117,40 @@ impl Upstreams {
         Ok(found)
     }
 
+    /// Asks for the narinfo of a hash part, whatever its name: what stock Nix asks the push prefix for.
+    pub async fn narinfo(
+        &self,
+        db: &dyn Db,
+        upstreams: &[Upstream],
+        hash_part: &str,
+    ) -> Result<Found, DbError> {
+        let mut unknown = None;
+        for upstream in upstreams {
+            let now = self.clock.now();
+            if self.is_absent(upstream, hash_part, now) {
+                continue;
+            }
+            if let Some(why) = self.is_resting(upstream, now) {
+                unknown = Some(notice(upstream, &why));
+                continue;
+            }
+            match self.question(upstream, hash_part).await {
+                Answer::Has(info) => {
+                    let row = upstream_row(&info);
+                    db.add_upstream_paths(&upstream.url, &upstream.key, &[row], now).await?;
+                    return Ok(Found::NarInfo(info));
+                }
+                Answer::Absent => self.note_absent(upstream, hash_part),
+                Answer::Fault(why) => {
+                    tracing::warn!(upstream = upstream.url, why, "upstream can't be asked");
+                    unknown = Some(notice(upstream, &why));
+                    self.lock_resting().insert(upstream.url.clone(), (now + REST, why));
+                }
+            }
+        }
+        Ok(unknown.map_or(Found::Absent, Found::Unknown))
+    }
+
     /// Asks for what isn't remembered. Takes [`ALL`] at most, and [`QUESTIONS`]; what isn't answered by then is unknown.
     pub async fn ask(
         &self,
@@ -121,7 +165,7 @@ impl Upstreams {
             let now = self.clock.now();
             let mut left: Vec<StorePath> = paths
                 .iter()
-                .filter(|p| !answers.found.contains_key(*p) && !self.is_absent(upstream, p, now))
+                .filter(|p| !answers.found.contains_key(*p) && !self.is_absent(upstream, p.hash_part(), now))
                 .cloned()
                 .collect();
             if left.is_empty() {
@@ -167,7 +211,11 @@ impl Upstreams {
     ) -> (Vec<UpstreamRow>, End) {
         let mut questions = stream::iter(paths.iter().cloned())
             .map(|path| async move {
-                let answer = self.question(upstream, &path).await;
+                let answer = match self.question(upstream, path.hash_part()).await {
+                    // a lie: what is there has another name
+                    Answer::Has(info) if info.path != path => Answer::Absent,
+                    answer => answer,
+                };
                 (path, answer)
             })
             .buffer_unordered(AT_ONCE);
@@ -180,21 +228,16 @@ impl Upstreams {
             };
             open -= 1;
             match next {
-                (path, Answer::Has(fact)) => {
-                    found.push(UpstreamRow { path, nar_hash: fact.nar_hash, references: fact.references });
-                }
-                (path, Answer::Absent) => {
-                    let until = self.clock.now() + ABSENT;
-                    self.absent.insert((upstream.url.clone(), path.hash_part().to_owned()), until);
-                }
+                (_, Answer::Has(info)) => found.push(upstream_row(&info)),
+                (path, Answer::Absent) => self.note_absent(upstream, path.hash_part()),
                 // the first fault ends it: a thousand paths must not wait for a thousand time-outs
                 (_, Answer::Fault(why)) => return (found, End::Fault(why)),
             }
         }
     }
 
-    async fn question(&self, upstream: &Upstream, path: &StorePath) -> Answer {
-        let url = format!("{}/{}.narinfo", upstream.url, path.hash_part());
+    async fn question(&self, upstream: &Upstream, hash_part: &str) -> Answer {
+        let url = format!("{}/{hash_part}.narinfo", upstream.url);
         let mut response = match self.http.get(&url).send().await {
             Ok(response) => response,
             Err(e) => return Answer::Fault(root_cause(&e)),
@@ -215,23 +258,28 @@ impl Upstreams {
             }
         }
         match UnverifiedNarInfo::parse(&text, Dialect::Upstream) {
-            Ok(info) if info.path == *path && info.is_signed_by(&upstream.key) => {
-                Answer::Has(UpstreamPath { nar_hash: info.nar_hash, references: info.references })
+            Ok(info) if info.path.hash_part() == hash_part && info.is_signed_by(&upstream.key) => {
+                Answer::Has(Box::new(info))
             }
             // a lie, or a key that changed: this path isn't to be had there
             Ok(_) => {
-                tracing::warn!(upstream = upstream.url, %path, "narinfo is not signed by the pinned key");
+                tracing::warn!(upstream = upstream.url, hash_part, "narinfo is not signed by the pinned key");
                 Answer::Absent
             }
             Err(e) => {
-                tracing::warn!(upstream = upstream.url, %path, error = %e, "narinfo can't be read");
+                tracing::warn!(upstream = upstream.url, hash_part, error = %e, "narinfo can't be read");
                 Answer::Absent
             }
         }
     }
 
-    fn is_absent(&self, upstream: &Upstream, path: &StorePath, now: u64) -> bool {
-        let key = (upstream.url.clone(), path.hash_part().to_owned());
+    fn note_absent(&self, upstream: &Upstream, hash_part: &str) {
+        let until = self.clock.now() + ABSENT;
+        self.absent.insert((upstream.url.clone(), hash_part.to_owned()), until);
+    }
+
+    fn is_absent(&self, upstream: &Upstream, hash_part: &str, now: u64) -> bool {
+        let key = (upstream.url.clone(), hash_part.to_owned());
         self.absent.get(&key).is_some_and(|until| now < until)
     }
 
@@ -244,6 +292,10 @@ impl Upstreams {
         // the map is whole after every statement, whoever panicked
         self.resting.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+fn upstream_row(info: &UnverifiedNarInfo) -> UpstreamRow {
+    UpstreamRow { path: info.path.clone(), nar_hash: info.nar_hash, references: info.references.clone() }
 }
 
 fn notice(upstream: &Upstream, why: &str) -> String {

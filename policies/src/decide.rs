@@ -92,7 +92,8 @@ pub fn decide(policy: &Policy, claim: &Claim<'_>, evidence: &Evidence) -> Decisi
         Provenance::Unproven { missing } => Decision::Hold {
             code: "needs-derivation",
             message: format!(
-                "{} of the derivations that should prove `{}` were not sent",
+                "{} of the derivations that should prove `{}` were not sent: `pushgate push` sends them, and \
+                 `nix copy --derivation` to the address for pushes does",
                 missing.len(),
                 claim.path
             ),

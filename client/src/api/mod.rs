@@ -12,7 +12,7 @@ use pushgate_formats::{
     StorePath,
     api::{
         Announced, DerivationsTaken, Enrolled, ErrorAnswer, GatewayInfo, Missing, MissingQuery, PathStatus,
-        PushStatus, PushSummary, SignedRequest, Uploaded,
+        PushStatus, PushSummary, SignedRequest, TokenMade, Uploaded,
     },
     dsse::{self, Envelope},
     keys::SecretKey,
@@ -242,6 +242,14 @@ impl Api {
     fn post_json(&self, url: &str, body: Bytes) -> RequestBuilder {
         let patience = PATIENCE + Duration::from_secs(body.len() as u64 / SLOWEST_LINE);
         self.http.post(url).header(CONTENT_TYPE, "application/json").timeout(patience).body(body)
+    }
+
+    /// Has a token made for stock Nix.
+    pub async fn make_token(&self, cache: &str, signer: &Signer<'_>) -> Result<TokenMade, ApiError> {
+        let path = format!("/api/v1/caches/{cache}/tokens");
+        let (url, header) = (self.url(&path), signer.header("POST", &path));
+        self.ask(Tries::Few, || self.http.post(&url).header(AUTHORIZATION, header.clone()).timeout(PATIENCE))
+            .await
     }
 
     /// Sends a request that may be repeated, again and again while that can help.

@@ -11,7 +11,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use async_trait::async_trait;
 use pushgate_formats::{
     Sha256, StorePath,
-    api::{PathState, RealisationStatus},
+    api::{PathState, PathStatus, RealisationStatus},
     keys::{KeyName, PublicKey},
 };
 use serde::{Deserialize, Serialize};
@@ -115,6 +115,77 @@ pub struct EnrolledKey {
     pub revoked: Option<u64>,
 }
 
+/// Largest build log, in bytes.
+pub const MAX_BUILD_LOG: usize = 8 << 20;
+
+/// A token of a submitter for one cache's push prefix. The token itself isn't stored, only its sha256.
+#[derive(Debug, Clone)]
+pub struct TokenRow {
+    pub hash: Sha256,
+    pub identity: i64,
+    pub cache: String,
+    pub created: u64,
+    pub expires: Option<u64>,
+}
+
+/// Whose token it is.
+#[derive(Debug, Clone)]
+pub struct TokenHolder {
+    pub identity: i64,
+    pub name: String,
+    pub role: Role,
+    pub frozen: bool,
+    pub cache: String,
+    pub expires: Option<u64>,
+    pub revoked: Option<u64>,
+}
+
+/// A NAR file that stock Nix sent; its bytes are in quarantine.
+#[derive(Debug, Clone)]
+pub struct StockNarRow {
+    pub identity: i64,
+    pub cache: String,
+    /// As in the URL, without `nar/`.
+    pub file: String,
+    pub nar_hash: Sha256,
+    /// Until when it keeps its bytes without a claim.
+    pub expires: u64,
+}
+
+/// A build log that waits for its derivation's output to be published.
+#[derive(Debug, Clone)]
+pub struct BuildLogRow {
+    pub cache: String,
+    pub derivation: StorePath,
+    pub identity: i64,
+    pub text: Vec<u8>,
+}
+
+/// What a push was announced by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PushKind {
+    /// A signed announcement of any number of paths.
+    Announcement,
+    /// The signed narinfo of one path, from stock Nix.
+    NarInfo,
+}
+
+impl PushKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Announcement => "announcement",
+            Self::NarInfo => "narinfo",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        [Self::Announcement, Self::NarInfo]
+            .into_iter()
+            .find(|k| k.as_str() == text)
+            .ok_or_else(|| DbError::Corrupt { what: "a kind of push", value: text.into() })
+    }
+}
+
 /// A push, as announced.
 #[derive(Debug, Clone)]
 pub struct PushRow {
@@ -125,7 +196,8 @@ pub struct PushRow {
     pub key: PublicKey,
     pub cache: String,
     pub nonce: String,
-    /// JSON of the DSSE envelope.
+    pub kind: PushKind,
+    /// What it was announced by: JSON of a DSSE envelope, or a narinfo's text.
     pub envelope: Vec<u8>,
     pub created: u64,
     pub expires: u64,
@@ -136,6 +208,8 @@ pub struct PushRow {
 pub struct NewClaim {
     pub path: StorePath,
     pub nar_hash: Sha256,
+    /// A hint only.
+    pub deriver: Option<StorePath>,
     pub state: PathState,
 }
 
@@ -151,6 +225,17 @@ pub struct ClaimRow {
     pub code: Option<String>,
     pub message: Option<String>,
     pub waits: Vec<String>,
+}
+
+impl From<ClaimRow> for PathStatus {
+    fn from(claim: ClaimRow) -> Self {
+        let waits_for = match claim.state {
+            PathState::Wanted => vec!["bytes".to_owned()],
+            _ => claim.waits,
+        };
+        let ClaimRow { path, state, code, message, .. } = claim;
+        Self { path, state, code, message, waits_for }
+    }
 }
 
 /// A claim's new state.
@@ -252,10 +337,12 @@ impl From<RealisationRow> for RealisationStatus {
     }
 }
 
-/// A push and how many of its claims are in each state.
+/// A push and how many of its claims are in each state; those of narinfos together, by cache.
 #[derive(Debug, Clone)]
 pub struct PushCounts {
+    /// Of several pushes, the newest one.
     pub id: String,
+    pub kind: PushKind,
     pub cache: String,
     pub created: u64,
     pub counts: Vec<(String, u64)>,
@@ -303,6 +390,8 @@ pub trait Db: Send + Sync + 'static {
     async fn push_by_digest(&self, digest: &Sha256) -> Result<Option<PushRow>>;
     async fn push(&self, id: &str) -> Result<Option<PushRow>>;
     async fn claims(&self, push: &str) -> Result<Vec<ClaimRow>>;
+    /// The claims of all pushes of stock Nix that [`Db::pushes_of`] counts together with this one, newest first.
+    async fn claims_beside(&self, push: &str) -> Result<Vec<ClaimRow>>;
     async fn claims_of_path(&self, cache: &str, path: &StorePath) -> Result<Vec<ClaimRow>>;
     async fn realisations(&self, push: &str) -> Result<Vec<RealisationRow>>;
     async fn pushes_of(&self, identity: i64, most: u32) -> Result<Vec<PushCounts>>;
@@ -338,6 +427,28 @@ pub trait Db: Send + Sync + 'static {
 
     /// Stores facts of derivations that are here already.
     async fn add_facts(&self, rows: &[DerivationRow]) -> Result<()>;
+
+    async fn add_token(&self, token: &TokenRow) -> Result<()>;
+    async fn token(&self, hash: &Sha256) -> Result<Option<TokenHolder>>;
+    /// Revokes all tokens of an identity; gives how many were good before.
+    async fn revoke_tokens(&self, identity: i64, now: u64) -> Result<u64>;
+    /// Names a NAR file that is about to be in quarantine, or keeps its bytes for longer.
+    async fn add_stock_nar(&self, row: &StockNarRow) -> Result<()>;
+    /// The bytes of a NAR file that a submitter sent by its name.
+    async fn stock_nar(&self, identity: i64, cache: &str, file: &str) -> Result<Option<QuarantineRow>>;
+    /// Has a NAR file keep its bytes no longer than `until`: its claim does from now on.
+    async fn release_stock_nar(&self, identity: i64, cache: &str, file: &str, until: u64) -> Result<()>;
+    /// A submitter's own claims of paths with this hash part, newest first.
+    async fn own_claims(&self, cache: &str, identity: i64, hash_part: &str) -> Result<Vec<ClaimRow>>;
+    async fn add_realisation(&self, cache: &str, push: &str, row: &RealisationRow) -> Result<()>;
+    async fn own_realisations(&self, cache: &str, identity: i64, id: &str) -> Result<Vec<RealisationRow>>;
+    /// Whether a submitter sent this derivation, or claims one of its outputs and isn't refused.
+    async fn has_derivation(&self, cache: &str, identity: i64, derivation: &StorePath) -> Result<bool>;
+    /// Stores a build log, in place of an earlier one by the same submitter.
+    async fn add_build_log(&self, row: &BuildLogRow, expires: u64) -> Result<()>;
+    /// Build logs of which an output is published and visible.
+    async fn ready_build_logs(&self, most: u32) -> Result<Vec<BuildLogRow>>;
+    async fn drop_build_logs(&self, rows: &[BuildLogRow]) -> Result<()>;
 
     async fn published(&self, cache: &str, hash_parts: &[&str]) -> Result<HashMap<String, PublishedRow>>;
     /// Published paths with their NAR hashes, by hash part, and nothing else of them.

@@ -9,13 +9,15 @@ use axum::{
     middleware::Next,
     response::Response,
 };
+use base64::{Engine, engine::general_purpose::STANDARD};
 
 use crate::{
     app::App,
-    db::{EnrolledKey, Role},
+    db::{EnrolledKey, Role, TokenHolder},
     error::ApiError,
     identities::{is_push_token, signed_request},
-    push::{session::Session, signature::may_push},
+    push::{session::Session, signature::may_push, stock::Pusher},
+    tokens,
 };
 
 /// Who may use a route.
@@ -31,6 +33,8 @@ pub enum Access {
     Push,
     /// The holder of the push's token, or the submitter whose push it is.
     PushOrOwner,
+    /// The holder of a submitter's token for this cache, as stock Nix has it from its netrc file.
+    Token,
 }
 
 /// The middleware in front of every route.
@@ -72,6 +76,17 @@ pub async fn guard(
             };
             request.extensions_mut().insert(session);
         }
+        Access::Token => {
+            let name = params.get("cache").map_or("", String::as_str);
+            let holder = token_holder(&app, &credentials, name).await?;
+            let cache = match app.caches.get(app.db.as_ref(), name).await {
+                Ok(Some(cache)) => cache,
+                Ok(None) => return Err(ApiError::not_found("cache", name)),
+                Err(e) => return Err(ApiError::unavailable(&e)),
+            };
+            let pusher = Pusher { identity: holder.identity, name: holder.name, cache };
+            request.extensions_mut().insert(pusher);
+        }
     }
     Ok(next.run(request).await)
 }
@@ -80,8 +95,27 @@ fn no_token() -> ApiError {
     ApiError::forbidden("this needs the token of the push, as the answer to its announcement has it")
 }
 
+/// Whose token a request carries: `Basic` from a netrc file, or `Bearer`.
+async fn token_holder(app: &App, credentials: &Credentials, cache: &str) -> Result<TokenHolder, ApiError> {
+    let missing = || {
+        ApiError::new(
+            http::StatusCode::UNAUTHORIZED,
+            "token-missing",
+            "this needs a token, in a netrc file with the submitter's name as login: `pushgate token` makes one",
+        )
+    };
+    if let Some(token) = &credentials.bearer {
+        return tokens::check(app, cache, None, token).await;
+    }
+    let basic = credentials.basic.as_deref().ok_or_else(missing)?;
+    let text = STANDARD.decode(basic).ok().and_then(|raw| String::from_utf8(raw).ok()).ok_or_else(missing)?;
+    let (login, token) = text.split_once(':').ok_or_else(missing)?;
+    tokens::check(app, cache, Some(login), token).await
+}
+
 /// What of a request says who asks. Taken out of it, since a request's body can't be shared between threads.
 struct Credentials {
+    basic: Option<String>,
     bearer: Option<String>,
     dsse: Option<String>,
     method: String,
@@ -97,6 +131,7 @@ impl Credentials {
             found.eq_ignore_ascii_case(wanted).then(|| rest.trim().to_owned())
         };
         Self {
+            basic: scheme("basic"),
             bearer: scheme("bearer"),
             dsse: scheme("dsse"),
             method: request.method().as_str().to_owned(),

@@ -6,6 +6,8 @@ pub mod identity;
 mod limited;
 pub mod public;
 pub mod pushes;
+pub mod stock;
+pub mod tokens;
 pub mod upload;
 
 use std::{pin::pin, sync::Arc, time::Duration};
@@ -15,7 +17,7 @@ use axum::{
     extract::DefaultBodyLimit,
     http::Method,
     middleware::{from_fn, from_fn_with_state},
-    routing::{MethodRouter, get, post},
+    routing::{MethodRouter, get, post, put},
 };
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -31,7 +33,7 @@ struct Route(Method, &'static str, Access, MethodRouter<Arc<App>>);
 
 /// Every route of the gateway.
 fn routes() -> Vec<Route> {
-    use Access::{Anybody, Push, PushOrOwner, Signed, Submitter};
+    use Access::{Anybody, Push, PushOrOwner, Signed, Submitter, Token};
     let read = |path, handler| Route(Method::GET, path, Anybody, handler);
     vec![
         read("/healthz", get(health::healthz)),
@@ -46,6 +48,9 @@ fn routes() -> Vec<Route> {
         Route(Method::GET, "/api/v1/pushes/{push}", PushOrOwner, get(pushes::status)),
         Route(Method::POST, "/api/v1/pushes/{push}/derivations", Push, post(pushes::derivations)),
         Route(Method::POST, "/api/v1/pushes/{push}/nars", Push, post(upload::nars)),
+        Route(Method::POST, "/api/v1/caches/{cache}/tokens", Submitter, post(tokens::make)),
+        Route(Method::GET, "/{cache}/push/{*file}", Token, get(stock::read)),
+        Route(Method::PUT, "/{cache}/push/{*file}", Token, put(stock::put)),
         read("/{cache}/{*file}", get(public::file)),
     ]
 }

@@ -9,7 +9,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use pushgate_formats::{Sha256, store_path::is_hash_part};
+use pushgate_formats::{Sha256, StorePath, store_path::is_hash_part};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{app::App, blobs::PublicBody, error::ApiError};
@@ -21,6 +21,7 @@ enum Kind {
     NarInfo,
     Listing,
     Nar,
+    Log,
 }
 
 impl Kind {
@@ -31,8 +32,13 @@ impl Kind {
         }
         if let Some(nar) = name.strip_prefix("nar/") {
             let (hash, rest) = nar.split_once('.')?;
-            let known = matches!(rest, "nar" | "nar.zst");
+            let known = matches!(rest, "nar" | "nar.zst" | "nar.xz");
             return (Sha256::from_base32(hash).is_some() && known).then_some(Self::Nar);
+        }
+        if let Some(derivation) = name.strip_prefix("log/") {
+            return StorePath::from_base_name(derivation)
+                .is_ok_and(|path| path.is_derivation())
+                .then_some(Self::Log);
         }
         let (hash, suffix) = name.split_once('.')?;
         match suffix {
@@ -49,6 +55,8 @@ impl Kind {
             Self::NarInfo => "text/x-nix-narinfo",
             Self::Listing => "application/json",
             Self::Nar => "application/x-nix-nar",
+            // whatever it holds, it is shown as text
+            Self::Log => "text/plain; charset=utf-8",
         }
     }
 
@@ -56,7 +64,7 @@ impl Kind {
     const fn cache_control(self) -> &'static str {
         match self {
             Self::Nar => "public, max-age=31536000, immutable",
-            Self::Info | Self::NarInfo | Self::Listing => "public, max-age=300",
+            Self::Info | Self::NarInfo | Self::Listing | Self::Log => "public, max-age=300",
         }
     }
 }
@@ -87,6 +95,9 @@ pub async fn file(
     out.insert(header::CACHE_CONTROL, HeaderValue::from_static(kind.cache_control()));
     out.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     out.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if kind == Kind::Log {
+        out.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox"));
+    }
     if let Ok(value) = HeaderValue::from_str(&etag) {
         out.insert(header::ETAG, value);
     }
@@ -194,6 +205,10 @@ mod tests {
     #[case("0mdqa9w1p6cmli6976v4wi0sw9r4p5pr.ls", Some(Kind::Listing))]
     #[case("nar/0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73.nar.zst", Some(Kind::Nar))]
     #[case("nar/0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73.nar.exe", None)]
+    #[case("nar/0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73.nar.xz", Some(Kind::Nar))]
+    #[case("log/0mdqa9w1p6cmli6976v4wi0sw9r4p5pr-a.drv", Some(Kind::Log))]
+    #[case("log/0mdqa9w1p6cmli6976v4wi0sw9r4p5pr-a", None)]
+    #[case("log/../../keys/main.drv", None)]
     #[case("nar/../../keys/main.secret", None)]
     #[case("../keys/main.secret", None)]
     #[case("nar/x.nar", None)]

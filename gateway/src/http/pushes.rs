@@ -24,7 +24,7 @@ use tokio::{
 use crate::{
     app::App,
     caches::Cache,
-    db::EnrolledKey,
+    db::{EnrolledKey, PushKind},
     error::ApiError,
     identities::push_token,
     push::{self, derivations, session::Session},
@@ -110,7 +110,7 @@ pub fn plain_encoding(request: &Request) -> Result<(), ApiError> {
     }
 }
 
-async fn cache(app: &App, name: &str) -> Result<Arc<Cache>, ApiError> {
+pub(super) async fn cache(app: &App, name: &str) -> Result<Arc<Cache>, ApiError> {
     match app.caches.get(app.db.as_ref(), name).await {
         Ok(Some(cache)) => Ok(cache),
         Ok(None) => Err(ApiError::not_found("cache", name)),
@@ -198,7 +198,7 @@ pub async fn status(
     State(app): State<Arc<App>>,
     Extension(session): Extension<Arc<Session>>,
     Query(query): Query<Wait>,
-) -> Json<PushStatus> {
+) -> Result<Json<PushStatus>, ApiError> {
     let mut changed = session.watch();
     let mut stopping = app.stopping.subscribe();
     let reached = async {
@@ -211,7 +211,13 @@ pub async fn status(
     };
     // over or not, the answer is the state as it is
     let _ = tokio::time::timeout(Duration::from_secs(query.wait.min(MAX_WAIT)), reached).await;
-    Json(session.status())
+    let mut status = session.status();
+    if session.kind == PushKind::NarInfo {
+        // the list counts the paths of a day together: here they are
+        let rows = app.db.claims_beside(&session.id).await?;
+        status.paths = rows.into_iter().map(PathStatus::from).collect();
+    }
+    Ok(Json(status))
 }
 
 /// `GET /api/v1/pushes`
@@ -225,6 +231,7 @@ pub async fn list(
             .into_iter()
             .map(|p| PushSummary {
                 push: p.id,
+                kind: p.kind.as_str().to_owned(),
                 cache: p.cache,
                 created: p.created,
                 counts: p.counts.into_iter().collect(),

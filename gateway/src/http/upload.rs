@@ -152,6 +152,12 @@ async fn store_derivations(
     if any {
         // those announced aren't wanted any more, and what they yield may be referred to
         crate::push::refresh_derivations(app, session).await?;
+        let paths: Vec<_> = (texts.iter())
+            .flat_map(|(nar, _)| session.by_nar.get(nar).into_iter().flatten())
+            .map(|i| session.signed[*i].path().clone())
+            .filter(pushgate_formats::StorePath::is_derivation)
+            .collect();
+        crate::push::derivations_came(app, session.identity, &paths).await?;
     }
     Ok(())
 }
@@ -196,7 +202,7 @@ async fn record_refusals(
 }
 
 /// Measures how fast a body comes.
-struct Rate {
+pub(super) struct Rate {
     idle: Duration,
     least: u64,
     since: Instant,
@@ -204,7 +210,7 @@ struct Rate {
 }
 
 impl Rate {
-    fn new(app: &App) -> Self {
+    pub(super) fn new(app: &App) -> Self {
         let idle = Duration::from_secs(app.config.limits.upload_idle.max(1));
         Self { idle, least: app.config.limits.upload_rate, since: Instant::now(), bytes: 0 }
     }
@@ -222,7 +228,10 @@ impl Rate {
 }
 
 /// The next pieces of the body: at least one, and whatever else is there already, up to [`PIECE`] bytes.
-async fn next_pieces(stream: &mut BodyDataStream, rate: &mut Rate) -> Result<Option<Vec<Bytes>>, ApiError> {
+pub(super) async fn next_pieces(
+    stream: &mut BodyDataStream,
+    rate: &mut Rate,
+) -> Result<Option<Vec<Bytes>>, ApiError> {
     let slow = || {
         ApiError::new(
             StatusCode::REQUEST_TIMEOUT,

@@ -225,7 +225,7 @@ fn invalid_path(payload: &[u8]) -> Option<StorePathError> {
 }
 
 /// `sha256:`, 64 lower-case hexadecimal digits, `!`, an output's name.
-fn is_realisation_id(id: &str) -> bool {
+pub fn is_realisation_id(id: &str) -> bool {
     let hex = |h: &str| h.len() == 64 && h.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     id.strip_prefix("sha256:")
         .and_then(|rest| rest.split_once('!'))

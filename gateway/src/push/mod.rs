@@ -1,6 +1,7 @@
 //! The life of a push, a module a stage: announce (1), signature (2), intake (3), quarantine and references (4),
 //! provenance (5), decide (6), closure, publish (8). `session` holds a push while it is under way, `judge` takes its
 //! claims through stages 5 to 8, `upload` streams bytes into stages 3 and 4, `recover` starts where a crash left off.
+//! `stock` is how stock Nix enters the same stages, one narinfo a push.
 
 pub mod announce;
 pub mod closure;
@@ -16,6 +17,7 @@ pub mod recover;
 pub mod references;
 pub mod session;
 pub mod signature;
+pub mod stock;
 pub mod upload;
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -30,7 +32,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::{
     app::App,
     caches::Cache,
-    db::{NewClaim, PushAdded, PushRow, RealisationRow},
+    db::{NewClaim, PushAdded, PushKind, PushRow, RealisationRow},
     error::ApiError,
 };
 use announce::{AnnounceError, Sealed};
@@ -73,8 +75,6 @@ pub async fn announce(
         }
     }
     signature::check(&key, &app.gateway_id, &cache.name, now, &announcement)?;
-    let policy = cache.policy();
-    let (states, conflicts, notices) = first_states(app, cache, &signed).await?;
     let push = PushRow {
         id: crate::random::hex(12),
         digest: announcement.digest(),
@@ -82,45 +82,92 @@ pub async fn announce(
         key: key.key.clone(),
         cache: cache.name.clone(),
         nonce: announcement.nonce().to_owned(),
+        kind: PushKind::Announcement,
         envelope: announcement.raw().to_vec(),
         created: now,
-        expires: now + policy.limits.quarantine_ttl,
+        expires: now + cache.policy().limits.quarantine_ttl,
     };
+    // a realisation says which path an output came to: only rebuilds, submitters or approvals can back that
+    let realisations: Vec<RealisationRow> =
+        announcement.realisations().iter().map(|r| unproven_realisation(&r.id, &r.out_path)).collect();
+    let new = NewPush { push, signed, derivations: announcement.derivations().to_vec(), realisations };
+    let first = first_states(app, cache, &new.signed).await?;
+    match begin(app, cache, new, first).await? {
+        Begun::New(session) => {
+            tracing::info!(
+                push = session.id,
+                cache = cache.name,
+                submitter = key.identity_name,
+                paths = session.signed.len(),
+                wanted = session.status().wanted.len(),
+                "announced"
+            );
+            Ok(session)
+        }
+        Begun::Known => {
+            let known = db.push_by_digest(&announcement.digest()).await?;
+            existing(app, &known.map(|p| p.id).unwrap_or_default()).await
+        }
+        Begun::NonceUsed => Err(ApiError::new(
+            http::StatusCode::CONFLICT,
+            "nonce-reused",
+            format!(
+                "the nonce `{}` was used for another announcement by `{}`",
+                announcement.nonce(),
+                key.key.name()
+            ),
+        )),
+    }
+}
+
+/// A realisation on its submitter's word alone.
+fn unproven_realisation(id: &str, path: &StorePath) -> RealisationRow {
+    RealisationRow {
+        id: id.to_owned(),
+        path: path.clone(),
+        state: PathState::Held,
+        code: "realisation-unproven".to_owned(),
+    }
+}
+
+/// A push whose signatures were checked.
+struct NewPush {
+    push: PushRow,
+    signed: Vec<signature::SignatureValid>,
+    derivations: Vec<StorePath>,
+    realisations: Vec<RealisationRow>,
+}
+
+enum Begun {
+    New(Arc<Session>),
+    Known,
+    NonceUsed,
+}
+
+/// Stores a push and takes up what of it is here already.
+async fn begin(
+    app: &Arc<App>,
+    cache: &Arc<Cache>,
+    new: NewPush,
+    (states, conflicts, notices): FirstStates,
+) -> Result<Begun, ApiError> {
+    let db = app.db.as_ref();
+    let NewPush { push, signed, derivations, realisations } = new;
     let claims: Vec<NewClaim> = signed
         .iter()
         .zip(&states)
-        .map(|(s, state)| NewClaim { path: s.path().clone(), nar_hash: s.nar_hash(), state: state.state })
-        .collect();
-    // a realisation says which path an output came to: only rebuilds, submitters or approvals can back that
-    let realisations: Vec<RealisationRow> = announcement
-        .realisations()
-        .iter()
-        .map(|r| RealisationRow {
-            id: r.id.clone(),
-            path: r.out_path.clone(),
-            state: PathState::Held,
-            code: "realisation-unproven".to_owned(),
+        .map(|(s, state)| NewClaim {
+            path: s.path().clone(),
+            nar_hash: s.nar_hash(),
+            deriver: s.claim().deriver.clone(),
+            state: state.state,
         })
         .collect();
     let ids = match db.add_push(&push, &claims, &realisations).await? {
         PushAdded::Added(ids) => ids,
-        PushAdded::Known => {
-            let known = db.push_by_digest(&announcement.digest()).await?;
-            return existing(app, &known.map(|p| p.id).unwrap_or_default()).await;
-        }
-        PushAdded::NonceUsed => {
-            return Err(ApiError::new(
-                http::StatusCode::CONFLICT,
-                "nonce-reused",
-                format!(
-                    "the nonce `{}` was used for another announcement by `{}`",
-                    push.nonce,
-                    key.key.name()
-                ),
-            ));
-        }
+        PushAdded::Known => return Ok(Begun::Known),
+        PushAdded::NonceUsed => return Ok(Begun::NonceUsed),
     };
-    let derivations = announcement.derivations().to_vec();
     let session = Session::new(&push, cache.clone(), signed, derivations, ids, states);
     session.progress().notices = notices;
     session.progress().realisations = realisations.into_iter().map(Into::into).collect();
@@ -135,15 +182,7 @@ pub async fn announce(
     if session.progress().claims.iter().any(|c| c.state == PathState::Checking) {
         cache.report(&session.id);
     }
-    tracing::info!(
-        push = session.id,
-        cache = cache.name,
-        submitter = key.identity_name,
-        paths = session.signed.len(),
-        wanted = session.status().wanted.len(),
-        "announced"
-    );
-    Ok(session)
+    Ok(Begun::New(session))
 }
 
 /// Runs what would hold up a thread of the runtime.
@@ -275,6 +314,7 @@ pub async fn take_derivations(
         return Err(error);
     }
     let bytes = sent.iter().map(|(_, text)| text.len() as u64).sum();
+    let paths: Vec<StorePath> = sent.iter().map(|(path, _)| path.clone()).collect();
     let (_, budget) = app.submitter(session.identity, session.cache.policy().limits.quarantine_size).await?;
     if !budget.take(bytes) {
         return Err(ApiError::new(
@@ -288,7 +328,23 @@ pub async fn take_derivations(
     reject_for(app, session, &taken.refused).await?;
     session.evidence_came();
     session.cache.report(&session.id);
+    derivations_came(app, session.identity, &paths).await?;
     Ok(taken)
+}
+
+/// Has the submitter's other pushes judged again that wait for these derivations.
+pub async fn derivations_came(app: &Arc<App>, identity: i64, paths: &[StorePath]) -> Result<(), ApiError> {
+    for cache in app.caches.all() {
+        for id in app.db.pushes_waiting_on(&cache.name, paths).await? {
+            let Ok(Some(session)) = app.sessions.get(app, &id).await else { continue };
+            // what others sent is no evidence for their neighbours' claims
+            if session.identity == identity {
+                session.evidence_came();
+                cache.report(&id);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A derivation that is bad itself ends the claims that rest on it alone.
@@ -357,13 +413,7 @@ pub async fn path_status(
         }));
     }
     let claims = app.db.claims_of_path(&cache.name, path).await?;
-    Ok(claims.into_iter().find(|c| c.identity == identity).map(|claim| PathStatus {
-        path: claim.path,
-        state: claim.state,
-        code: claim.code,
-        message: claim.message,
-        waits_for: if claim.state == PathState::Wanted { vec!["bytes".into()] } else { claim.waits },
-    }))
+    Ok(claims.into_iter().find(|c| c.identity == identity).map(PathStatus::from))
 }
 
 /// Which of these paths neither the cache nor, as far as is remembered, an upstream has.

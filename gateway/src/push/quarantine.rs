@@ -99,18 +99,19 @@ pub async fn load(
         return Ok(HashMap::new());
     }
     let rows = db.quarantined(identity, nars).await?;
-    rows.into_iter()
-        .map(|row| {
-            let corrupt =
-                |value: &str| DbError::Corrupt { what: "a quarantined NAR", value: value.to_owned() };
-            let nar = Quarantined {
-                compression: Compression::parse(&row.compression).ok_or_else(|| corrupt(&row.compression))?,
-                examined: serde_json::from_str(&row.examined).map_err(|_| corrupt(&row.examined))?,
-                range: PackRange { pack: row.pack, start: row.start, length: row.length },
-            };
-            Ok((row.nar_hash, Arc::new(nar)))
+    rows.into_iter().map(|row| Ok((row.nar_hash, Arc::new(Quarantined::read_back(row)?)))).collect()
+}
+
+impl Quarantined {
+    /// Reads a row, which only this program writes.
+    pub fn read_back(row: QuarantineRow) -> Result<Self, DbError> {
+        let corrupt = |value: &str| DbError::Corrupt { what: "a quarantined NAR", value: value.to_owned() };
+        Ok(Self {
+            compression: Compression::parse(&row.compression).ok_or_else(|| corrupt(&row.compression))?,
+            examined: serde_json::from_str(&row.examined).map_err(|_| corrupt(&row.examined))?,
+            range: PackRange { pack: row.pack, start: row.start, length: row.length },
         })
-        .collect()
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

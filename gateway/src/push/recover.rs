@@ -114,6 +114,9 @@ pub async fn tend(app: Arc<App>) {
         if let Err(e) = finish_unrevealed(&app).await {
             tracing::warn!(error = &e as &dyn std::error::Error, "narinfos still can't be written");
         }
+        if let Err(e) = super::stock::beside::publish_logs(&app).await {
+            tracing::warn!(error = e.message, "build logs can't be published; they are tried again");
+        }
         if let Err(e) = sweep(&app).await {
             tracing::warn!(error = &e as &dyn std::error::Error, "sweeping failed");
         }

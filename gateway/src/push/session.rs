@@ -18,11 +18,12 @@ use super::{
     intake::{DigestWanted, NarIntact, Plan},
     quarantine::{self, Quarantined, ScanSet},
     signature::{self, SignatureError, SignatureValid},
+    stock,
 };
 use crate::{
     app::App,
     caches::Cache,
-    db::{ClaimRow, ClaimUpdate, DbError, PushRow},
+    db::{ClaimRow, ClaimUpdate, DbError, PushKind, PushRow},
 };
 
 /// Sessions kept in memory beside those in use.
@@ -74,6 +75,7 @@ pub struct Progress {
 /// A push under way.
 pub struct Session {
     pub id: String,
+    pub kind: PushKind,
     pub cache: Arc<Cache>,
     pub identity: i64,
     pub key: PublicKey,
@@ -119,6 +121,7 @@ impl Session {
         let nars = vec![None; signed.len()];
         Self {
             id: push.id.clone(),
+            kind: push.kind,
             cache,
             identity: push.identity,
             key: push.key.clone(),
@@ -371,10 +374,17 @@ async fn load(app: &App, push: PushRow) -> Result<Session, SessionError> {
     let evidence = |why: String| SessionError::Evidence { push: push.id.clone(), why };
     let raw = push.envelope.clone();
     let key = push.key.clone();
-    let checked = tokio::task::spawn_blocking(move || {
-        let announcement = Announcement::parse(raw).map_err(|e: AnnounceError| e.to_string())?;
-        let signed = signature::verify(&announcement, &key).map_err(|e: SignatureError| e.to_string())?;
-        Ok::<_, String>((signed, announcement.derivations().to_vec()))
+    let kind = push.kind;
+    let checked = tokio::task::spawn_blocking(move || match kind {
+        PushKind::Announcement => {
+            let announcement = Announcement::parse(raw).map_err(|e: AnnounceError| e.to_string())?;
+            let signed = signature::verify(&announcement, &key).map_err(|e: SignatureError| e.to_string())?;
+            Ok::<_, String>((signed, announcement.derivations().to_vec()))
+        }
+        PushKind::NarInfo => {
+            let signed = stock::narinfo::reopen(&raw, &key).map_err(|e| e.to_string())?;
+            Ok((vec![signed], vec![]))
+        }
     })
     .await
     .map_err(|e| evidence(e.to_string()))?;

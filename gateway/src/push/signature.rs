@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pushgate_formats::{
     Sha256, StorePath, api,
     keys::{KeyError, KeyName, PublicKey, Signature},
-    narinfo::fingerprint,
+    narinfo::{UnverifiedNarInfo, fingerprint},
 };
 
 use super::announce::{Announcement, Claim, Sealed};
@@ -18,6 +18,8 @@ pub enum SignatureError {
     KeyUnknown(String),
     #[error("the signature by `{0}` does not fit the announcement")]
     Invalid(String),
+    #[error("`{path}` has no signature by a key of `{submitter}`{others}; only the submitter's own counts")]
+    Missing { path: StorePath, submitter: String, others: String },
     #[error("the signature over `{path}` does not fit: it is not by `{key}`, or not over what is announced")]
     Fingerprint { path: StorePath, key: KeyName },
     #[error("the key `{0}` was revoked")]
@@ -48,6 +50,7 @@ impl SignatureError {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::KeyUnknown(_) => "key-unknown",
+            Self::Missing { .. } => "signature-missing",
             Self::Invalid(_) | Self::Fingerprint { .. } => "signature-invalid",
             Self::Revoked(_) => "key-revoked",
             Self::Expired { .. } => "key-expired",
@@ -167,6 +170,44 @@ pub fn verify(announcement: &Announcement, key: &PublicKey) -> Result<Vec<Signat
     key.verify_many(&messages, &signatures)
         .map_err(|i| SignatureError::Fingerprint { path: claims[i].path.clone(), key: key.name().clone() })?;
     Ok(claims.iter().map(|c| SignatureValid { claim: Arc::new(c.clone()), key: key.clone() }).collect())
+}
+
+/// Picks, of the signatures of a narinfo, the first that names a key of this submitter which may push. Those of others
+/// count for nothing: anybody could have copied them.
+pub async fn own_signature(
+    db: &dyn Db,
+    identity: (i64, &str),
+    cache: &str,
+    now: u64,
+    info: &UnverifiedNarInfo,
+) -> Result<(EnrolledKey, Signature), SignatureError> {
+    let mut bad = None;
+    let mut others = Vec::new();
+    for signature in &info.signatures {
+        match db.key_named(&signature.name).await? {
+            Some(key) if key.identity == identity.0 => match may_push(&key, cache, now) {
+                Ok(()) => return Ok((key, signature.clone())),
+                Err(e) => bad = bad.or(Some(e)),
+            },
+            _ => others.push(format!("`{}`", signature.name)),
+        }
+    }
+    let others = match others.len() {
+        0 => String::new(),
+        _ => format!(" (there are some by {})", others.join(", ")),
+    };
+    let missing =
+        || SignatureError::Missing { path: info.path.clone(), submitter: identity.1.to_owned(), others };
+    Err(bad.unwrap_or_else(missing))
+}
+
+/// Checks one claim's signature over its fingerprint; what both a new narinfo and one read back from the database go
+/// through.
+pub fn verify_claim(claim: Claim, key: &PublicKey) -> Result<SignatureValid, SignatureError> {
+    let print = fingerprint(&claim.path, &claim.nar_hash, claim.nar_size, &claim.references);
+    key.verify(print.as_bytes(), &claim.signature)
+        .map_err(|_| SignatureError::Fingerprint { path: claim.path.clone(), key: key.name().clone() })?;
+    Ok(SignatureValid { claim: Arc::new(claim), key: key.clone() })
 }
 
 impl From<KeyError> for SignatureError {

@@ -6,6 +6,7 @@
 mod identities;
 mod publications;
 mod pushes;
+mod stock;
 mod supplies;
 
 use std::{collections::BTreeSet, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
@@ -22,8 +23,10 @@ use sqlx::{
 use super::*;
 
 /// The migrations, embedded: number, name, text. (`sqlx::migrate!` would need sqlx's macros, which build SQLite twice.)
-const MIGRATIONS: [(i64, &str, &str); 1] =
-    [(1, "start", include_str!("../../../../migrations/sqlite/0001_start.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "start", include_str!("../../../../migrations/sqlite/0001_start.sql")),
+    (2, "stock", include_str!("../../../../migrations/sqlite/0002_stock.sql")),
+];
 
 fn migrator() -> Migrator {
     Migrator::with_migrations(
@@ -175,6 +178,9 @@ impl Db for Sqlite {
     async fn claims(&self, push: &str) -> Result<Vec<ClaimRow>> {
         self.claims_of_push(push).await
     }
+    async fn claims_beside(&self, push: &str) -> Result<Vec<ClaimRow>> {
+        self.list_claims_beside(push).await
+    }
     async fn claims_of_path(&self, cache: &str, path: &StorePath) -> Result<Vec<ClaimRow>> {
         self.list_claims_of_path(cache, path).await
     }
@@ -230,6 +236,46 @@ impl Db for Sqlite {
 
     async fn add_facts(&self, rows: &[DerivationRow]) -> Result<()> {
         self.set_facts(rows).await
+    }
+
+    async fn add_token(&self, token: &TokenRow) -> Result<()> {
+        self.insert_token(token).await
+    }
+    async fn token(&self, hash: &Sha256) -> Result<Option<TokenHolder>> {
+        self.find_token(hash).await
+    }
+    async fn revoke_tokens(&self, identity: i64, now: u64) -> Result<u64> {
+        self.set_tokens_revoked(identity, now).await
+    }
+    async fn add_stock_nar(&self, row: &StockNarRow) -> Result<()> {
+        self.insert_stock_nar(row).await
+    }
+    async fn stock_nar(&self, identity: i64, cache: &str, file: &str) -> Result<Option<QuarantineRow>> {
+        self.find_stock_nar(identity, cache, file).await
+    }
+    async fn release_stock_nar(&self, identity: i64, cache: &str, file: &str, until: u64) -> Result<()> {
+        self.shorten_stock_nar(identity, cache, file, until).await
+    }
+    async fn own_claims(&self, cache: &str, identity: i64, hash_part: &str) -> Result<Vec<ClaimRow>> {
+        self.list_own_claims(cache, identity, hash_part).await
+    }
+    async fn add_realisation(&self, cache: &str, push: &str, row: &RealisationRow) -> Result<()> {
+        self.insert_realisation(cache, push, row).await
+    }
+    async fn own_realisations(&self, cache: &str, identity: i64, id: &str) -> Result<Vec<RealisationRow>> {
+        self.list_own_realisations(cache, identity, id).await
+    }
+    async fn has_derivation(&self, cache: &str, identity: i64, derivation: &StorePath) -> Result<bool> {
+        self.names_derivation(cache, identity, derivation).await
+    }
+    async fn add_build_log(&self, row: &BuildLogRow, expires: u64) -> Result<()> {
+        self.insert_build_log(row, expires).await
+    }
+    async fn ready_build_logs(&self, most: u32) -> Result<Vec<BuildLogRow>> {
+        self.list_ready_build_logs(most).await
+    }
+    async fn drop_build_logs(&self, rows: &[BuildLogRow]) -> Result<()> {
+        self.delete_build_logs(rows).await
     }
 
     async fn published(&self, cache: &str, hash_parts: &[&str]) -> Result<HashMap<String, PublishedRow>> {

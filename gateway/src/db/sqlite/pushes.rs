@@ -4,10 +4,10 @@ use serde_json::json;
 
 use super::*;
 
-const CLAIM_COLUMNS: &str =
+pub(super) const CLAIM_COLUMNS: &str =
     "SELECT id, push, path, nar_hash, identity, state, code, message, waits FROM claims";
 
-fn claim_row(row: &SqliteRow) -> Result<ClaimRow> {
+pub(super) fn claim_row(row: &SqliteRow) -> Result<ClaimRow> {
     Ok(ClaimRow {
         id: row.try_get(0)?,
         push: row.try_get(1)?,
@@ -18,6 +18,15 @@ fn claim_row(row: &SqliteRow) -> Result<ClaimRow> {
         code: row.try_get(6)?,
         message: row.try_get(7)?,
         waits: list(&row.try_get::<String, _>(8)?)?,
+    })
+}
+
+pub(super) fn realisation_row(row: &SqliteRow) -> Result<RealisationRow> {
+    Ok(RealisationRow {
+        id: row.try_get(0)?,
+        path: path(&row.try_get::<String, _>(1)?)?,
+        state: state(&row.try_get::<String, _>(2)?)?,
+        code: row.try_get(3)?,
     })
 }
 
@@ -47,8 +56,8 @@ impl Sqlite {
             None => {}
         }
         sqlx::query(
-            "INSERT INTO pushes (id, digest, identity, key, cache, nonce, envelope, created, expires) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO pushes (id, digest, identity, key, cache, nonce, kind, envelope, created, expires) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(&push.id)
         .bind(push.digest.base32())
@@ -56,17 +65,20 @@ impl Sqlite {
         .bind(key_text(&push.key))
         .bind(&push.cache)
         .bind(&push.nonce)
+        .bind(push.kind.as_str())
         .bind(envelope)
         .bind(sql(push.created))
         .bind(sql(push.expires))
         .execute(&mut *tx)
         .await?;
-        let rows = Value::from_iter(
-            claims.iter().map(|c| json!([c.path.base_name(), c.nar_hash.base32(), c.state.as_str()])),
-        );
+        let rows = Value::from_iter(claims.iter().map(|c| {
+            let deriver = c.deriver.as_ref().map(StorePath::base_name);
+            json!([c.path.base_name(), c.nar_hash.base32(), c.state.as_str(), deriver])
+        }));
         let mut ids: Vec<i64> = sqlx::query_scalar(
-            "INSERT INTO claims (push, cache, path, nar_hash, identity, state) \
-             SELECT ?1, ?2, value ->> 0, value ->> 1, ?3, value ->> 2 FROM json_each(?4) ORDER BY key RETURNING id",
+            "INSERT INTO claims (push, cache, path, nar_hash, identity, state, deriver) \
+             SELECT ?1, ?2, value ->> 0, value ->> 1, ?3, value ->> 2, value ->> 3 FROM json_each(?4) ORDER BY key \
+             RETURNING id",
         )
         .bind(&push.id)
         .bind(&push.cache)
@@ -97,7 +109,7 @@ impl Sqlite {
     pub(super) async fn one_push(&self, column: &'static str, value: &str) -> Result<Option<PushRow>> {
         let row = sqlx::query(sqlx::AssertSqlSafe(format!(
             "SELECT p.id, p.digest, p.identity, k.name || ':' || k.public, p.cache, p.nonce, p.envelope, p.created, \
-             p.expires FROM pushes p JOIN keys k ON k.public = p.key WHERE p.{column} = ?"
+             p.expires, p.kind FROM pushes p JOIN keys k ON k.public = p.key WHERE p.{column} = ?"
         )))
         .bind(value)
         .fetch_optional(&self.read)
@@ -115,6 +127,7 @@ impl Sqlite {
                 .map_err(|_| corrupt("an envelope", value))?,
             created: time(row.try_get(7)?),
             expires: time(row.try_get(8)?),
+            kind: PushKind::parse(&row.try_get::<String, _>(9)?)?,
         }))
     }
 
@@ -142,23 +155,18 @@ impl Sqlite {
             .bind(push)
             .fetch_all(&self.read)
             .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(RealisationRow {
-                    id: row.try_get(0)?,
-                    path: path(&row.try_get::<String, _>(1)?)?,
-                    state: state(&row.try_get::<String, _>(2)?)?,
-                    code: row.try_get(3)?,
-                })
-            })
-            .collect()
+        rows.iter().map(realisation_row).collect()
     }
 
+    /// Newest first. A push of stock Nix is one path: all those of a day to one cache count as one, under the newest.
     pub(super) async fn list_pushes_of(&self, identity: i64, most: u32) -> Result<Vec<PushCounts>> {
         let rows = sqlx::query(
-            "SELECT p.id, p.cache, p.created, c.state, count(*) \
-             FROM (SELECT rowid AS n, * FROM pushes WHERE identity = ? ORDER BY created DESC, n DESC LIMIT ?) p \
-             JOIN claims c ON c.push = p.id GROUP BY p.id, c.state ORDER BY p.created DESC, p.n DESC",
+            "WITH mine AS (SELECT rowid AS n, *, CASE kind WHEN 'narinfo' THEN cache || ' ' || created / 86400 ELSE id END \
+             AS together FROM pushes WHERE identity = ?1 ORDER BY created DESC, n DESC LIMIT 20000), \
+             shown AS (SELECT together, max(n) AS n FROM mine GROUP BY together ORDER BY n DESC LIMIT ?2) \
+             SELECT p.id, p.cache, p.created, c.state, count(*), p.kind FROM shown s JOIN pushes p ON p.rowid = s.n \
+             JOIN mine m ON m.together = s.together JOIN claims c ON c.push = m.id \
+             GROUP BY s.n, c.state ORDER BY s.n DESC",
         )
         .bind(identity)
         .bind(most)
@@ -169,15 +177,25 @@ impl Sqlite {
             let id: String = row.try_get(0)?;
             if out.last().is_none_or(|p| p.id != id) {
                 let (cache, created) = (row.try_get(1)?, time(row.try_get(2)?));
-                out.push(PushCounts { id, cache, created, counts: Vec::new() });
+                let kind = PushKind::parse(&row.try_get::<String, _>(5)?)?;
+                out.push(PushCounts { id, kind, cache, created, counts: Vec::new() });
             }
-            let count = time(row.try_get(4)?);
-            out.last_mut().into_iter().for_each(|p| p.counts.push((String::new(), count)));
-            if let Some(last) = out.last_mut().and_then(|p| p.counts.last_mut()) {
-                last.0 = row.try_get(3)?;
-            }
+            let (state, count) = (row.try_get(3)?, time(row.try_get(4)?));
+            out.last_mut().into_iter().for_each(|p| p.counts.push((String::clone(&state), count)));
         }
         Ok(out)
+    }
+
+    pub(super) async fn list_claims_beside(&self, push: &str) -> Result<Vec<ClaimRow>> {
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{CLAIM_COLUMNS} WHERE push IN (SELECT m.id FROM pushes p JOIN pushes m ON m.identity = p.identity \
+             AND m.cache = p.cache AND m.kind = p.kind AND m.created / 86400 = p.created / 86400 \
+             WHERE p.id = ? AND p.kind = 'narinfo') ORDER BY id DESC LIMIT 20000"
+        )))
+        .bind(push)
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(claim_row).collect()
     }
 
     pub(super) async fn list_open_pushes(&self) -> Result<Vec<(String, String)>> {

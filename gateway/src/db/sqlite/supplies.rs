@@ -10,6 +10,17 @@ const ROWS: usize = 200;
 /// Texts of derivations that are read at once. Bytes.
 const TEXTS: usize = 32 << 20;
 
+pub(super) fn quarantine_row(row: &SqliteRow) -> Result<QuarantineRow> {
+    Ok(QuarantineRow {
+        nar_hash: sha256(&row.try_get::<String, _>(0)?)?,
+        pack: row.try_get(1)?,
+        start: time(row.try_get(2)?),
+        length: time(row.try_get(3)?),
+        compression: row.try_get(4)?,
+        examined: row.try_get(5)?,
+    })
+}
+
 impl Sqlite {
     pub(super) async fn list_quarantined(
         &self,
@@ -24,18 +35,7 @@ impl Sqlite {
         .bind(Value::from_iter(nars.iter().map(Sha256::base32)).to_string())
         .fetch_all(&self.read)
         .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(QuarantineRow {
-                    nar_hash: sha256(&row.try_get::<String, _>(0)?)?,
-                    pack: row.try_get(1)?,
-                    start: time(row.try_get(2)?),
-                    length: time(row.try_get(3)?),
-                    compression: row.try_get(4)?,
-                    examined: row.try_get(5)?,
-                })
-            })
-            .collect()
+        rows.iter().map(quarantine_row).collect()
     }
 
     pub(super) async fn insert_quarantined(
@@ -75,7 +75,7 @@ impl Sqlite {
     pub(super) async fn sum_quarantined(&self, identity: i64) -> Result<u64> {
         let sum: Option<i64> = sqlx::query_scalar(
             "SELECT derivation_bytes + coalesce((SELECT sum(length) FROM quarantine WHERE identity = ?1), 0) \
-             FROM identities WHERE id = ?1",
+             + coalesce((SELECT sum(length(text)) FROM build_logs WHERE identity = ?1), 0) FROM identities WHERE id = ?1",
         )
         .bind(identity)
         .fetch_one(&self.read)
@@ -114,11 +114,19 @@ impl Sqlite {
             .bind(&ids)
             .execute(&mut *tx)
             .await?;
+        for table in ["stock_nars", "build_logs"] {
+            sqlx::query(sqlx::AssertSqlSafe(format!("DELETE FROM {table} WHERE expires <= ?")))
+                .bind(sql(now))
+                .execute(&mut *tx)
+                .await?;
+        }
         let before: Vec<String> =
             sqlx::query_scalar("SELECT DISTINCT pack FROM quarantine").fetch_all(&mut *tx).await?;
         sqlx::query(
             "DELETE FROM quarantine WHERE NOT EXISTS (SELECT 1 FROM claims c WHERE c.nar_hash = quarantine.nar_hash \
-             AND c.identity = quarantine.identity AND c.state IN ('wanted', 'checking', 'held'))",
+             AND c.identity = quarantine.identity AND c.state IN ('wanted', 'checking', 'held')) \
+             AND NOT EXISTS (SELECT 1 FROM stock_nars s WHERE s.nar_hash = quarantine.nar_hash \
+             AND s.identity = quarantine.identity)",
         )
         .execute(&mut *tx)
         .await?;

@@ -135,18 +135,31 @@ async fn resolve_unannounced(
     mut more: Vec<StorePath>,
     resolved: &mut Resolved,
 ) -> Result<(), JudgeError> {
+    let mut asked: BTreeSet<StorePath> = BTreeSet::new();
+    let mut unchecked = false;
     while !more.is_empty() {
-        let found = app.derivations.resolve(app.db.as_ref(), &more).await?.known;
+        let found = app.derivations.resolve(app.db.as_ref(), &more).await?;
+        // some came before their inputs: they are checked together, once all that he sent of the closure are known
+        unchecked |= more.iter().any(|path| !found.known.contains_key(path));
+        asked.extend(more);
         let inputs: BTreeSet<StorePath> = found
+            .known
             .values()
             .filter(|k| k.facts.kind() != Kind::Fixed)
             .flat_map(|k| k.inputs.keys())
-            .filter(|input| !resolved.known.contains_key(*input) && !found.contains_key(*input))
+            .chain(&found.missing)
+            .filter(|input| !resolved.known.contains_key(*input) && !asked.contains(*input))
             .cloned()
             .collect();
-        resolved.known.extend(found);
+        resolved.known.extend(found.known);
         let inputs: Vec<StorePath> = inputs.into_iter().collect();
         more = app.db.derivations_sent(identity, &inputs).await?.into_iter().collect();
+    }
+    if unchecked {
+        let asked: Vec<StorePath> = asked.into_iter().collect();
+        let found = app.derivations.resolve(app.db.as_ref(), &asked).await?;
+        resolved.known.extend(found.known);
+        resolved.missing.extend(found.missing);
     }
     Ok(())
 }

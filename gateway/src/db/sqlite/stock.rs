@@ -1,0 +1,236 @@
+//! Tokens, and what stock Nix sends beside paths, in SQLite.
+
+use serde_json::json;
+
+use super::*;
+
+impl Sqlite {
+    pub(super) async fn insert_token(&self, token: &TokenRow) -> Result<()> {
+        sqlx::query("INSERT INTO tokens (hash, identity, cache, created, expires) VALUES (?, ?, ?, ?, ?)")
+            .bind(token.hash.base32())
+            .bind(token.identity)
+            .bind(&token.cache)
+            .bind(sql(token.created))
+            .bind(token.expires.map(sql))
+            .execute(&self.write)
+            .await?;
+        Ok(())
+    }
+
+    pub(super) async fn find_token(&self, hash: &Sha256) -> Result<Option<TokenHolder>> {
+        let row = sqlx::query(
+            "SELECT t.identity, i.name, i.role, i.frozen, t.cache, t.expires, t.revoked \
+             FROM tokens t JOIN identities i ON i.id = t.identity WHERE t.hash = ?",
+        )
+        .bind(hash.base32())
+        .fetch_optional(&self.read)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        Ok(Some(TokenHolder {
+            identity: row.try_get(0)?,
+            name: row.try_get(1)?,
+            role: Role::parse(&row.try_get::<String, _>(2)?)?,
+            frozen: row.try_get(3)?,
+            cache: row.try_get(4)?,
+            expires: row.try_get::<Option<i64>, _>(5)?.map(time),
+            revoked: row.try_get::<Option<i64>, _>(6)?.map(time),
+        }))
+    }
+
+    pub(super) async fn set_tokens_revoked(&self, identity: i64, now: u64) -> Result<u64> {
+        let done = sqlx::query("UPDATE tokens SET revoked = ? WHERE identity = ? AND revoked IS NULL")
+            .bind(sql(now))
+            .bind(identity)
+            .execute(&self.write)
+            .await?;
+        Ok(done.rows_affected())
+    }
+
+    pub(super) async fn insert_stock_nar(&self, row: &StockNarRow) -> Result<()> {
+        sqlx::query(
+            "INSERT INTO stock_nars (identity, cache, file, nar_hash, expires) VALUES (?, ?, ?, ?, ?) \
+             ON CONFLICT (identity, cache, file) DO UPDATE SET expires = max(expires, excluded.expires)",
+        )
+        .bind(row.identity)
+        .bind(&row.cache)
+        .bind(&row.file)
+        .bind(row.nar_hash.base32())
+        .bind(sql(row.expires))
+        .execute(&self.write)
+        .await?;
+        Ok(())
+    }
+
+    /// Only together with its bytes: a crash between the two rows leaves one that says nothing.
+    pub(super) async fn find_stock_nar(
+        &self,
+        identity: i64,
+        cache: &str,
+        file: &str,
+    ) -> Result<Option<QuarantineRow>> {
+        let row = sqlx::query(
+            "SELECT q.nar_hash, q.pack, q.start, q.length, q.compression, q.examined FROM stock_nars s \
+             JOIN quarantine q ON q.identity = s.identity AND q.nar_hash = s.nar_hash \
+             WHERE s.identity = ? AND s.cache = ? AND s.file = ?",
+        )
+        .bind(identity)
+        .bind(cache)
+        .bind(file)
+        .fetch_optional(&self.read)
+        .await?;
+        row.as_ref().map(supplies::quarantine_row).transpose()
+    }
+
+    pub(super) async fn shorten_stock_nar(
+        &self,
+        identity: i64,
+        cache: &str,
+        file: &str,
+        until: u64,
+    ) -> Result<()> {
+        sqlx::query(
+            "UPDATE stock_nars SET expires = min(expires, ?) WHERE identity = ? AND cache = ? AND file = ?",
+        )
+        .bind(sql(until))
+        .bind(identity)
+        .bind(cache)
+        .bind(file)
+        .execute(&self.write)
+        .await?;
+        Ok(())
+    }
+
+    pub(super) async fn list_own_claims(
+        &self,
+        cache: &str,
+        identity: i64,
+        hash_part: &str,
+    ) -> Result<Vec<ClaimRow>> {
+        // base names begin with the hash part and `-`, which `.` comes after
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{} WHERE cache = ?1 AND path > ?2 || '-' AND path < ?2 || '.' AND identity = ?3 ORDER BY id DESC LIMIT 100",
+            pushes::CLAIM_COLUMNS
+        )))
+        .bind(cache)
+        .bind(hash_part)
+        .bind(identity)
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(pushes::claim_row).collect()
+    }
+
+    pub(super) async fn insert_realisation(
+        &self,
+        cache: &str,
+        push: &str,
+        row: &RealisationRow,
+    ) -> Result<()> {
+        sqlx::query(
+            "INSERT OR IGNORE INTO realisations (cache, id, path, push, state, code) VALUES (?, ?, ?, ?, ?, ?)",
+        )
+        .bind(cache)
+        .bind(&row.id)
+        .bind(row.path.base_name())
+        .bind(push)
+        .bind(row.state.as_str())
+        .bind(&row.code)
+        .execute(&self.write)
+        .await?;
+        Ok(())
+    }
+
+    pub(super) async fn list_own_realisations(
+        &self,
+        cache: &str,
+        identity: i64,
+        id: &str,
+    ) -> Result<Vec<RealisationRow>> {
+        let rows = sqlx::query(
+            "SELECT r.id, r.path, r.state, r.code FROM realisations r JOIN pushes p ON p.id = r.push \
+             WHERE r.cache = ? AND r.id = ? AND p.identity = ? ORDER BY p.created DESC LIMIT 10",
+        )
+        .bind(cache)
+        .bind(id)
+        .bind(identity)
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(pushes::realisation_row).collect()
+    }
+
+    pub(super) async fn names_derivation(
+        &self,
+        cache: &str,
+        identity: i64,
+        derivation: &StorePath,
+    ) -> Result<bool> {
+        let found: Option<i64> = sqlx::query_scalar(
+            "SELECT 1 WHERE EXISTS (SELECT 1 FROM derivation_senders WHERE identity = ?1 AND path = ?3) \
+             OR EXISTS (SELECT 1 FROM claims WHERE cache = ?2 AND deriver = ?3 AND identity = ?1 \
+             AND state <> 'rejected')",
+        )
+        .bind(identity)
+        .bind(cache)
+        .bind(derivation.base_name())
+        .fetch_optional(&self.read)
+        .await?;
+        Ok(found.is_some())
+    }
+
+    pub(super) async fn insert_build_log(&self, row: &BuildLogRow, expires: u64) -> Result<()> {
+        let text = zstd::bulk::compress(&row.text, 3).map_err(sqlx::Error::Io)?;
+        sqlx::query(
+            "INSERT INTO build_logs (cache, derivation, identity, text, expires) VALUES (?, ?, ?, ?, ?) \
+             ON CONFLICT (cache, derivation, identity) DO UPDATE SET text = excluded.text, expires = excluded.expires",
+        )
+        .bind(&row.cache)
+        .bind(row.derivation.base_name())
+        .bind(row.identity)
+        .bind(text)
+        .bind(sql(expires))
+        .execute(&self.write)
+        .await?;
+        Ok(())
+    }
+
+    /// Those of which an output is published whose sender claimed it, and whose narinfo — the gateway's own words — names
+    /// the derivation. A claim's own word for its deriver would let anybody put a log beside another's package.
+    pub(super) async fn list_ready_build_logs(&self, most: u32) -> Result<Vec<BuildLogRow>> {
+        let rows = sqlx::query(
+            "SELECT l.cache, l.derivation, l.identity, l.text FROM build_logs l WHERE EXISTS ( \
+             SELECT 1 FROM claims c JOIN published p ON p.cache = c.cache AND p.hash_part = substr(c.path, 1, 32) \
+             WHERE c.cache = l.cache AND c.deriver = l.derivation AND c.identity = l.identity \
+             AND c.state = 'published' AND p.visible \
+             AND instr(p.narinfo, char(10) || 'Deriver: ' || l.derivation || char(10)) > 0) LIMIT ?",
+        )
+        .bind(most)
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let text: Vec<u8> = row.try_get(3)?;
+                let derivation: String = row.try_get(1)?;
+                Ok(BuildLogRow {
+                    cache: row.try_get(0)?,
+                    identity: row.try_get(2)?,
+                    text: zstd::bulk::decompress(&text, MAX_BUILD_LOG)
+                        .map_err(|_| corrupt("a build log", &derivation))?,
+                    derivation: path(&derivation)?,
+                })
+            })
+            .collect()
+    }
+
+    pub(super) async fn delete_build_logs(&self, rows: &[BuildLogRow]) -> Result<()> {
+        let rows = Value::from_iter(
+            rows.iter().map(|row| json!([row.cache, row.derivation.base_name(), row.identity])),
+        );
+        sqlx::query(
+            "DELETE FROM build_logs WHERE (cache, derivation, identity) IN \
+             (SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?))",
+        )
+        .bind(rows.to_string())
+        .execute(&self.write)
+        .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,110 @@
+//! `GET` and `HEAD /CACHE/push/FILE`.
+
+use std::{io::Read, sync::Arc};
+
+use axum::{
+    Extension,
+    body::{Body, Bytes},
+    extract::{Path, State},
+    http::{HeaderValue, Method, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::File;
+use crate::{
+    app::App,
+    blobs::Blobs,
+    error::ApiError,
+    push::{
+        quarantine::Quarantined,
+        stock::{Pusher, answers, beside, narinfo::file_name},
+    },
+};
+
+/// Bytes read at a time.
+const PIECE: usize = 256 << 10;
+
+/// The handler. What isn't there is 404, and nobody may remember that.
+pub async fn read(
+    State(app): State<Arc<App>>,
+    Extension(pusher): Extension<Pusher>,
+    Path((_, name)): Path<(String, String)>,
+    method: Method,
+) -> Result<Response, ApiError> {
+    let absent = || ApiError::not_found("file", &format!("{}/push/{name}", pusher.cache.name));
+    let head = method == Method::HEAD;
+    let (content_type, text) = match File::of(&name).ok_or_else(absent)? {
+        File::Info => ("text/x-nix-cache-info", Some(crate::app::CACHE_INFO.to_owned())),
+        File::NarInfo(part) => ("text/x-nix-narinfo", answers::narinfo(&app, &pusher, &part, head).await?),
+        File::Realisation(id) => (
+            "application/json",
+            beside::realisation(&app, &pusher, &id).await?.map(|row| beside::realisation_text(&row)),
+        ),
+        File::Trace(derivation, output) => {
+            let id = beside::trace_id(&derivation, &output);
+            let row = beside::realisation(&app, &pusher, &id).await?;
+            ("application/json", row.map(|row| beside::trace_text(&row)))
+        }
+        File::Nar(hash, compression) => {
+            let nar =
+                answers::nar(&app, &pusher, &file_name(&hash, compression)).await?.ok_or_else(absent)?;
+            return Ok(stream(&app, nar, head));
+        }
+        // made by the gateway when it publishes, and read at the public prefix
+        File::Listing(_) | File::DebugInfo | File::Log(_) | File::OtherNar(_) => return Err(absent()),
+    };
+    let text = text.ok_or_else(absent)?;
+    let length = HeaderValue::from(text.len());
+    let body = if head { Body::empty() } else { Body::from(text) };
+    let mut response = (StatusCode::OK, [(header::CONTENT_TYPE, content_type)], body).into_response();
+    response.headers_mut().insert(header::CONTENT_LENGTH, length);
+    Ok(private(response))
+}
+
+/// Whose it is to read depends on the token.
+fn private(mut response: Response) -> Response {
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
+    response
+}
+
+/// A submitter's own NAR file, out of quarantine.
+fn stream(app: &Arc<App>, nar: Quarantined, head: bool) -> Response {
+    let length = HeaderValue::from(nar.range.length);
+    let body = if head {
+        Body::empty()
+    } else {
+        let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(2);
+        let blobs = app.blobs.clone();
+        tokio::task::spawn_blocking(move || {
+            let copied = copy(blobs.as_ref(), &nar, &sender);
+            if let Err(e) = copied {
+                // the reader sees a body that is too short
+                let _ = sender.blocking_send(Err(e));
+            }
+        });
+        Body::from_stream(ReceiverStream::new(receiver))
+    };
+    let mut response =
+        (StatusCode::OK, [(header::CONTENT_TYPE, "application/x-nix-nar")], body).into_response();
+    response.headers_mut().insert(header::CONTENT_LENGTH, length);
+    private(response)
+}
+
+fn copy(
+    blobs: &dyn Blobs,
+    nar: &Quarantined,
+    sender: &mpsc::Sender<std::io::Result<Bytes>>,
+) -> std::io::Result<()> {
+    let mut source = blobs.read_pack(&nar.range)?;
+    loop {
+        let mut piece = vec![0; PIECE];
+        let n = source.read(&mut piece)?;
+        piece.truncate(n);
+        // nobody reads any more
+        if n == 0 || sender.blocking_send(Ok(piece.into())).is_err() {
+            return Ok(());
+        }
+    }
+}
