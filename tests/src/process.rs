@@ -1,8 +1,9 @@
-//! Real processes: the gateway and the client as they were built, and the Nix on this machine, each in directories of
+//! Real processes: the gateway and the client as they were built, and several versions of Nix, each in directories of
 //! their own that are removed with them. Doesn't forge anything, and looks into no process but through what it prints,
 //! serves and keeps on the disk.
 
 mod nix;
+mod nix_version;
 mod web;
 
 use std::{
@@ -26,6 +27,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 pub use nix::Nix;
+pub use nix_version::NixVersion;
 pub use web::{Answer, Web};
 
 /// Longest wait for another process. It ends at once when what is waited for happens: being slow fails nothing.

@@ -5,6 +5,7 @@ mod attacks_claims;
 mod attacks_http;
 mod attacks_identity;
 mod attacks_resources;
+mod consumers;
 mod corpus;
 mod crash;
 mod http;

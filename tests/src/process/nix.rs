@@ -1,66 +1,71 @@
-//! The Nix on this machine with a store of its own.
+//! Nix with a store of its own.
 
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
-    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use tempfile::TempDir;
 
-use super::{Ran, command};
+use super::{NixVersion, Ran, command};
 
-/// Host directories that builders see: `/bin/sh` and what it needs. On merged-usr systems `/bin` and the like are links.
-fn sandbox_paths() -> String {
-    let mut dirs = vec!["/bin", "/lib", "/lib64", "/usr"];
-    if fs::canonicalize("/bin/sh").is_ok_and(|sh| sh.starts_with("/nix")) {
-        dirs.push("/nix/store");
-    }
-    let paths = dirs.into_iter().filter_map(|dir| {
-        let real = fs::canonicalize(dir).ok()?;
-        Some(format!("{dir}={}", real.display()))
-    });
-    paths.collect::<Vec<_>>().join(" ")
-}
-
-/// A store of its own, and the Nix on this machine to work with it.
+/// A store of its own, and a Nix to work with it.
 pub struct Nix {
     dir: TempDir,
+    version: NixVersion,
     settings: String,
 }
 
 impl Nix {
-    /// An empty store in which things are built. Nothing is substituted.
+    /// An empty store in which things are built, by the Nix on this machine. Nothing is substituted.
     pub fn builder() -> Self {
-        Self::with(&format!(
-            "substitute = false\nsubstituters =\nsandbox = true\nsandbox-paths = {}\nmax-jobs = 2",
-            sandbox_paths()
-        ))
+        Self::builder_with(NixVersion::Here)
     }
 
-    /// An empty store that trusts one key and fetches from these caches only.
+    /// The same for any version.
+    pub fn builder_with(version: NixVersion) -> Self {
+        let settings = format!(
+            "substitute = false\nsubstituters =\nsandbox = true\nsandbox-paths = {}\nmax-jobs = 2",
+            version.sandbox_paths()
+        );
+        Self::with(version, &settings)
+    }
+
+    /// An empty store that trusts these keys and fetches from these caches only, with the Nix on this machine.
     pub fn consumer(substituters: &[String], keys: &[String]) -> Self {
-        Self::with(&format!(
+        Self::consumer_with(NixVersion::Here, substituters, keys)
+    }
+
+    /// The same for any version.
+    pub fn consumer_with(version: NixVersion, substituters: &[String], keys: &[String]) -> Self {
+        let settings = format!(
             "require-sigs = true\nsubstitute = true\nmax-jobs = 0\nsubstituters = {}\ntrusted-public-keys = {}",
             substituters.join(" "),
             keys.join(" ")
-        ))
+        );
+        Self::with(version, &settings)
     }
 
-    fn with(settings: &str) -> Self {
+    fn with(version: NixVersion, settings: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let settings = format!(
             "experimental-features = nix-command ca-derivations\nbuilders =\nbuild-users-group =\n\
              fsync-metadata = false\nkeep-derivations = false\nconnect-timeout = 20\ndownload-attempts = 1\n{settings}\n"
         );
-        let nix = Self { dir, settings };
+        let nix = Self { dir, version, settings };
         nix.run("nix-store", &["--init"]).ended_with(0);
         nix
     }
 
+    pub fn version(&self) -> NixVersion {
+        self.version
+    }
+
+    /// Of commands that work with this store, Nix's own or others that call Nix.
     pub(super) fn environment(&self, command: &mut Command) {
+        self.version.environment(command);
         // a home of its own also has an own record of what caches are known to have
         command.env("HOME", self.dir.path().join("home"));
         command.env("NIX_REMOTE", self.root()).env("NIX_CONFIG", &self.settings);
