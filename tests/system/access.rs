@@ -36,6 +36,8 @@ struct Stage {
     other_push: Announced,
     /// By a key that was revoked since.
     revoked_push: Announced,
+    /// For stock Nix: the owner's, the owner's for another cache, and one that was revoked.
+    stock: [String; 3],
     counter: std::cell::Cell<u8>,
 }
 
@@ -67,9 +69,17 @@ enum Caller {
     WrongToken,
     /// A name and a password.
     Basic,
+    /// The owner's token for stock Nix, as netrc has it.
+    StockToken,
+    /// The same as somebody else.
+    StockTokenUnderAnotherName,
+    /// The owner's token for another cache.
+    StockTokenForAnotherCache,
+    /// One that was revoked.
+    RevokedStockToken,
 }
 
-const CALLERS: [Caller; 16] = [
+const CALLERS: [Caller; 20] = [
     Caller::Anonymous,
     Caller::Owner,
     Caller::Other,
@@ -86,6 +96,10 @@ const CALLERS: [Caller; 16] = [
     Caller::OtherToken,
     Caller::WrongToken,
     Caller::Basic,
+    Caller::StockToken,
+    Caller::StockTokenUnderAnotherName,
+    Caller::StockTokenForAnotherCache,
+    Caller::RevokedStockToken,
 ];
 
 /// The status that each caller has to get, apart from what a handler finds wrong with a request that it was given.
@@ -104,6 +118,9 @@ fn expected(access: Access, path: &str, caller: Caller) -> u16 {
         (Access::Push | Access::PushOrOwner, OtherToken | WrongToken) => 403,
         // a signed request is short-lived, but it could be repeated: good for reading only
         (Access::Push, _) => 403,
+        // anything but 401 would mean "not there" to stock Nix
+        (Access::Token, StockToken) => 200,
+        (Access::Token, _) => 401,
         (Access::Submitter | Access::PushOrOwner, _) => 401,
     }
 }
@@ -119,6 +136,10 @@ fn json(value: &impl serde::Serialize) -> Vec<u8> {
 fn dsse_header(key: &SecretKey, request: &SignedRequest) -> Option<String> {
     let envelope = Envelope::seal(dsse::REQUEST, &json(request), key);
     Some(format!("DSSE {}", STANDARD.encode(json(&envelope))))
+}
+
+fn basic(name: &str, password: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{name}:{password}")))
 }
 
 impl Stage {
@@ -142,6 +163,11 @@ impl Stage {
         let (push, other_push, revoked_push) =
             (announce(&owner, 1), announce(&other, 2), announce(&revoked, 3));
         gateway.admin(&["key", "revoke", "carol-1"]).ended_with(0);
+        gateway.add_cache("second");
+        let revoked_token = gateway.admin(&["token", "alice"]).line();
+        gateway.admin(&["token", "alice", "--revoke"]).ended_with(0);
+        let token = |cache: &str| gateway.admin(&["token", "alice", "--cache", cache]).line();
+        let stock = [token("main"), token("second"), revoked_token];
         let (id, now) = (info.gateway, info.time);
         Self {
             gateway,
@@ -157,6 +183,7 @@ impl Stage {
             push,
             other_push,
             revoked_push,
+            stock,
             counter: std::cell::Cell::new(20),
         }
     }
@@ -197,7 +224,11 @@ impl Stage {
             Caller::Token => Some(format!("Bearer {}", self.push.token)),
             Caller::OtherToken => Some(format!("Bearer {}", self.other_push.token)),
             Caller::WrongToken => Some(format!("Bearer {}", "A".repeat(self.push.token.len()))),
-            Caller::Basic => Some(format!("Basic {}", STANDARD.encode("alice-1:secret"))),
+            Caller::Basic => Some(basic("alice", "secret")),
+            Caller::StockToken => Some(basic("alice", &self.stock[0])),
+            Caller::StockTokenUnderAnotherName => Some(basic("bob", &self.stock[0])),
+            Caller::StockTokenForAnotherCache => Some(basic("alice", &self.stock[1])),
+            Caller::RevokedStockToken => Some(basic("alice", &self.stock[2])),
         }
     }
 
@@ -209,11 +240,13 @@ impl Stage {
     }
 
     /// The address of a route, with the owner's push and claim in it.
-    fn target(&self, path: &str) -> String {
+    fn target(&self, method: &Method, path: &str) -> String {
+        // the gateway's own file to read, and one that may be put there
+        let file = if method == Method::PUT { "debuginfo/0123abcd.debug" } else { "nix-cache-info" };
         path.replace("{cache}", "main")
             .replace("{push}", &self.push.status.push)
             .replace("{path}", self.push.status.paths[0].path.base_name())
-            .replace("{*file}", "nix-cache-info")
+            .replace("{*file}", file)
     }
 
     /// A body with which the request is good, if its caller may make it.
@@ -235,7 +268,8 @@ impl Stage {
             }),
             ("POST", "/api/v1/caches/{cache}/pushes") => announcement(&self.id, self.now, &self.owner, 1),
             ("POST", "/api/v1/pushes/{push}/derivations") => zstd::encode_all(&[][..], 1).unwrap(),
-            ("POST", "/api/v1/pushes/{push}/nars") => vec![],
+            ("POST", "/api/v1/pushes/{push}/nars" | "/api/v1/caches/{cache}/tokens") => vec![],
+            ("PUT", "/{cache}/push/{*file}") => b"{}".to_vec(),
             other => panic!("the route {other:?} is new: say here what a good request to it is"),
         }
     }
@@ -273,7 +307,7 @@ fn every_route_lets_in_whom_the_table_says_and_nobody_else() {
     let stage = Stage::set();
     let mut asked = 0;
     for (method, path, access) in table() {
-        let target = stage.target(path);
+        let target = stage.target(&method, path);
         assert!(!target.contains('{'), "the route `{path}` has a new parameter: say what stands for it");
         for caller in CALLERS {
             let answer = stage.ask(&method, &target, caller, stage.body(&method, path));
@@ -301,8 +335,9 @@ fn every_route_lets_in_whom_the_table_says_and_nobody_else() {
     assert_eq!(asked, table().len() * CALLERS.len());
 
     // all of it changed nothing: the push waits, nothing was taken or published
-    let status: PushStatus =
-        stage.ask(&Method::GET, &stage.target("/api/v1/pushes/{push}"), Caller::Token, vec![]).json();
+    let status: PushStatus = stage
+        .ask(&Method::GET, &stage.target(&Method::GET, "/api/v1/pushes/{push}"), Caller::Token, vec![])
+        .json();
     assert_eq!((status.paths[0].state, status.wanted.len()), (PathState::Wanted, 1));
     assert_eq!(stage.gateway.metric("pushgate_nars_taken_total"), 0);
     assert_eq!(names(&stage.gateway.public("main")), ["nix-cache-info"]);
@@ -313,7 +348,7 @@ fn what_is_not_in_the_table_does_not_exist() {
     let stage = Stage::set();
     let all = [Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS];
     for (_, path, _) in table() {
-        let target = stage.target(path);
+        let target = stage.target(&Method::GET, path);
         let known: Vec<Method> =
             table().into_iter().filter(|(_, other, _)| *other == path).map(|(method, _, _)| method).collect();
         for method in all.iter().filter(|method| !known.contains(method)) {

@@ -243,11 +243,13 @@ impl Forge {
         self.post("enrol", None, serde_json::to_vec(envelope).expect("plain data")).await
     }
 
+    /// Remembers that a path was claimed.
+    pub(super) fn note(&self, path: &StorePath) {
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone());
+    }
+
     pub async fn announce(&self, draft: &Draft) -> Result<Announced, Refused> {
-        self.claimed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(draft.body.paths.iter().map(|p| p.path.clone()));
+        draft.body.paths.iter().for_each(|p| self.note(&p.path));
         self.announce_raw("main", draft.sealed()).await
     }
 

@@ -78,6 +78,7 @@ async fn add(app: &App, pusher: &Pusher, id: &str, path: &str) -> Result<(), Api
         ))
     })?;
     app.db.add_realisation(&pusher.cache.name, &own.push, &unproven_realisation(id, &path)).await?;
+    metrics::counter!("pushgate_realisations_taken_total").increment(1);
     Ok(())
 }
 

@@ -66,6 +66,7 @@ pub async fn take_narinfo(
     let row = db.stock_nar(pusher.identity, &cache.name, &sent.file).await?;
     let row = row.ok_or_else(|| sent.foreign())?;
     if row.nar_hash != signed.nar_hash() {
+        db.release_stock_nar(pusher.identity, &cache.name, &sent.file, app.clock.now()).await?;
         let error = super::intake::IntakeError::Hash { found: row.nar_hash, claimed: signed.nar_hash() };
         return Err(refusal(&path, error.code(), format!("the NAR file `{}`: {error}", sent.file)));
     }
@@ -110,7 +111,13 @@ pub async fn take_narinfo(
     let settled = async { while !session.is_settled(false) && changed.changed().await.is_ok() {} };
     // over or not, the answer is the state as it is
     let _ = tokio::time::timeout(JUDGEMENT, settled).await;
-    answer(session.status().paths.pop().unwrap_or_else(|| plain(path, PathState::Checking)))
+    let status = session.status().paths.pop().unwrap_or_else(|| plain(path, PathState::Checking));
+    if status.state == PathState::Rejected {
+        // its bytes are of no use to anybody
+        db.release_stock_nar(pusher.identity, &cache.name, &sent.file, app.clock.now()).await?;
+        app.sweep.notify_one();
+    }
+    answer(status)
 }
 
 /// The state of an earlier claim of the same by the same submitter, if it is any use.
