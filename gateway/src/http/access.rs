@@ -56,6 +56,7 @@ pub async fn guard(
             let key = app.db.key(&session.key.bytes()).await?.ok_or_else(no_token)?;
             may_push(&key, &session.cache.name, app.clock.now())?;
             request.extensions_mut().insert(session);
+            request.extensions_mut().insert(key);
         }
         Access::PushOrOwner => {
             let id = params.get("push").map_or("", String::as_str);

@@ -32,31 +32,33 @@ use crate::{
     caches::Cache,
     db::{NewClaim, PushAdded, PushRow, RealisationRow},
     error::ApiError,
+    limits::{Counted, Held},
 };
 use announce::{AnnounceError, Sealed};
 use quarantine::ScanSet;
 use session::{ClaimState, Session, SessionError};
 
 /// Takes an announcement through stages 1 and 2 and finds out what it needs. The same announcement again gives the same
-/// push. `permit` is one of [`App::announcing`], held since before the body was read.
+/// push. `permit` is one of [`App::announcing`], held since before the body was read, and the memory for it.
 pub async fn announce(
     app: &Arc<App>,
     cache: &Arc<Cache>,
     raw: Vec<u8>,
-    permit: OwnedSemaphorePermit,
+    (permit, held): (OwnedSemaphorePermit, Held),
 ) -> Result<Arc<Session>, ApiError> {
     let db = app.db.as_ref();
-    // the permit goes into the blocking work, which goes on when the submitter goes away
-    let (permit, sealed) = blocking(move || Ok::<_, AnnounceError>((permit, Sealed::parse(raw)?))).await??;
+    // the permit goes into the blocking work, which goes on when the submitter goes away; so does the memory
+    let (permit, sealed, held) =
+        blocking(move || Ok::<_, AnnounceError>((permit, Sealed::parse(raw)?, held))).await??;
     let key = signature::signer(db, sealed.keyid()).await?;
     let public = key.key.clone();
-    let (announcement, signed) = blocking(move || {
+    let (announcement, signed, _held) = blocking(move || {
         let _permit = permit;
         signature::verify_envelope(&sealed, &public)?;
         let announcement = sealed.open()?;
         // the envelope again, which is cheap: no proof without it
         let signed = signature::verify(&announcement, &public)?;
-        Ok::<_, ApiError>((announcement, signed))
+        Ok::<_, ApiError>((announcement, signed, held))
     })
     .await??;
     let now = app.clock.now();
@@ -74,6 +76,8 @@ pub async fn announce(
     }
     signature::check(&key, &app.gateway_id, &cache.name, now, &announcement)?;
     let policy = cache.policy();
+    bounded(app, key.identity, &announcement, policy.limits.quarantine_size).await?;
+    let memory = app.sessions.memory(app, announcement.raw().len()).await?;
     let (states, conflicts, notices) = first_states(app, cache, &signed).await?;
     let push = PushRow {
         id: crate::random::hex(12),
@@ -121,13 +125,18 @@ pub async fn announce(
         }
     };
     let derivations = announcement.derivations().to_vec();
-    let session = Session::new(&push, cache.clone(), signed, derivations, ids, states);
+    let mut session = Session::new(&push, cache.clone(), signed, derivations, ids, states, memory);
     session.progress().notices = notices;
     session.progress().realisations = realisations.into_iter().map(Into::into).collect();
     record_first_states(app, &session, conflicts).await?;
+    if !session.derivations.is_empty() {
+        // before it is asked which of them are here
+        db.use_derivations(push.identity, &session.derivations, now).await?;
+    }
+    let nars = quarantine::load(db, push.identity, &session.status().wanted).await?;
+    session.hold(app, &nars)?;
     let session = Arc::new(session);
-    let wanted = session.status().wanted;
-    for nar in quarantine::load(db, push.identity, &wanted).await?.values() {
+    for nar in nars.values() {
         session.arrived(nar);
     }
     refresh_derivations(app, &session).await?;
@@ -144,6 +153,47 @@ pub async fn announce(
         "announced"
     );
     Ok(session)
+}
+
+/// Refuses what is more than a submitter may have open at once.
+async fn bounded(
+    app: &App,
+    identity: i64,
+    announcement: &announce::Announcement,
+    most_bytes: u64,
+) -> Result<(), ApiError> {
+    let limits = &app.config.limits;
+    let paths = announcement.claims().len();
+    if paths > limits.paths {
+        return Err(AnnounceError::TooLarge { what: "paths", found: paths, most: limits.paths }.into());
+    }
+    let open = app.db.open_of(identity).await?;
+    let of = |what: &str, found: u64, most: u64| {
+        let mut error = ApiError::new(
+            http::StatusCode::TOO_MANY_REQUESTS,
+            "too-many-open",
+            format!(
+                "the submitter has {found} {what} that aren't decided yet; {most} are allowed: wait for some to be decided, or ask the admin"
+            ),
+        );
+        error.retry_after = Some(60);
+        error
+    };
+    if open.pushes >= limits.open_pushes {
+        return Err(of("pushes", open.pushes, limits.open_pushes));
+    }
+    if open.paths + paths as u64 > limits.open_paths {
+        return Err(of("paths", open.paths, limits.open_paths));
+    }
+    // announcements are kept as evidence: they take room as NARs do
+    let bytes = announcement.raw().len() as u64;
+    let (_, budget) = app.submitter(identity, most_bytes).await?;
+    if !budget.take(open.bytes + bytes) {
+        let body = budget.refusal(open.bytes + bytes);
+        return Err(ApiError::full(&body));
+    }
+    budget.give_back(open.bytes + bytes);
+    Ok(())
 }
 
 /// Runs what would hold up a thread of the runtime.
@@ -276,14 +326,15 @@ pub async fn take_derivations(
     }
     let bytes = sent.iter().map(|(_, text)| text.len() as u64).sum();
     let (_, budget) = app.submitter(session.identity, session.cache.policy().limits.quarantine_size).await?;
-    if !budget.take(bytes) {
-        return Err(ApiError::new(
-            http::StatusCode::INSUFFICIENT_STORAGE,
-            "quota-exceeded",
-            format!("the submitter's quarantine is full ({} bytes are allowed)", budget.most),
-        ));
+    let mut counted = Counted::new(budget);
+    if !counted.take(bytes) {
+        return Err(ApiError::full(&counted.budget().refusal(bytes)));
     }
-    let taken = app.derivations.take(app.db.as_ref(), session.identity, &session.derivations, sent).await?;
+    let now = app.clock.now();
+    let taken =
+        app.derivations.take(app.db.as_ref(), session.identity, &session.derivations, sent, now).await?;
+    app.stored(session.identity, taken.stored).await;
+    drop(counted);
     refresh_derivations(app, session).await?;
     reject_for(app, session, &taken.refused).await?;
     session.evidence_came();

@@ -3,6 +3,7 @@
 //!
 //! Batches travel as one JSON parameter that `json_each` unfolds, so that a statement's cost doesn't grow with the rows.
 
+mod forget;
 mod identities;
 mod publications;
 mod pushes;
@@ -22,8 +23,10 @@ use sqlx::{
 use super::*;
 
 /// The migrations, embedded: number, name, text. (`sqlx::migrate!` would need sqlx's macros, which build SQLite twice.)
-const MIGRATIONS: [(i64, &str, &str); 1] =
-    [(1, "start", include_str!("../../../../migrations/sqlite/0001_start.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "start", include_str!("../../../../migrations/sqlite/0001_start.sql")),
+    (3, "forgetting", include_str!("../../../../migrations/sqlite/0003_forgetting.sql")),
+];
 
 fn migrator() -> Migrator {
     Migrator::with_migrations(
@@ -211,11 +214,23 @@ impl Db for Sqlite {
     async fn quarantine_bytes(&self, identity: i64) -> Result<u64> {
         self.sum_quarantined(identity).await
     }
+    async fn quarantine_total(&self) -> Result<u64> {
+        self.sum_all_quarantined().await
+    }
+    async fn open_of(&self, identity: i64) -> Result<Open> {
+        self.count_open(identity).await
+    }
+    async fn owners(&self, pushes: &[String]) -> Result<HashMap<String, String>> {
+        self.list_owners(pushes).await
+    }
     async fn packs(&self) -> Result<HashSet<String>> {
         self.list_packs().await
     }
     async fn sweep(&self, now: u64) -> Result<Swept> {
         self.sweep_expired(now).await
+    }
+    async fn forget(&self, before: u64) -> Result<Forgotten> {
+        self.forget_ended(before).await
     }
 
     async fn derivations_sent(&self, identity: i64, paths: &[StorePath]) -> Result<HashSet<StorePath>> {
@@ -224,8 +239,11 @@ impl Db for Sqlite {
     async fn derivations(&self, paths: &[StorePath]) -> Result<Vec<DerivationRow>> {
         self.list_derivations(paths).await
     }
-    async fn add_derivations(&self, identity: i64, rows: &[DerivationRow]) -> Result<()> {
-        self.insert_derivations(identity, rows).await
+    async fn add_derivations(&self, identity: i64, rows: &[DerivationRow], now: u64) -> Result<u64> {
+        self.insert_derivations(identity, rows, now).await
+    }
+    async fn use_derivations(&self, identity: i64, paths: &[StorePath], now: u64) -> Result<()> {
+        self.touch_derivations(identity, paths, now).await
     }
 
     async fn add_facts(&self, rows: &[DerivationRow]) -> Result<()> {

@@ -22,6 +22,8 @@ use crate::{
 
 /// Paths that one claim waits on at most; when they have come the others are found.
 pub(super) const WAITS: usize = 64;
+/// Largest listing that is kept of a NAR that was read again. Bytes.
+const LISTING: usize = 2 << 10;
 /// Claims of one NAR that refer to themselves at most: bytes hold one path's hash, so more than one are lies, and each
 /// costs a pass over the bytes.
 const SELVES: usize = 4;
@@ -289,6 +291,9 @@ fn examined_again(
         e if e.is_damage() => damaged(),
         e => e.into(),
     })?;
+    let mut examined = examined;
+    // unaccounted memory: a large one is made again at publishing
+    examined.listing = examined.listing.filter(|listing| listing.size() <= LISTING);
     let fresh = Arc::new(Quarantined { range: old.range.clone(), compression: old.compression, examined });
     let mut progress = session.progress();
     for j in claims.iter().filter(|j| **j != i) {
