@@ -79,6 +79,10 @@ pub struct Progress {
     pub evidence: u64,
     pub notices: Vec<String>,
     pub realisations: Vec<RealisationStatus>,
+    /// Where in [`Session::order`] a judgement that comes in parts goes on; 0 where none is under way.
+    pub judged: usize,
+    /// Whether something new came since such a judgement began.
+    pub again: bool,
 }
 
 /// A push under way.
@@ -153,6 +157,8 @@ impl Session {
                 evidence: 0,
                 notices: Vec::new(),
                 realisations: Vec::new(),
+                judged: 0,
+                again: false,
             }),
             changed: watch::channel(0).0,
             held,

@@ -50,6 +50,20 @@ pub(super) fn open_claims(session: &Session) -> Vec<usize> {
     session.order.iter().copied().filter(open).collect()
 }
 
+/// The next of them, at most so many, and where in [`Session::order`] the rest begins; 0 where there is none.
+pub(super) fn open_part(session: &Session, most: usize) -> (Vec<usize>, usize) {
+    let open: std::collections::HashSet<usize> = open_claims(session).into_iter().collect();
+    let from = session.progress().judged;
+    let mut part = Vec::new();
+    for (at, i) in session.order.iter().enumerate().skip(from).filter(|(_, i)| open.contains(i)) {
+        if part.len() == most {
+            return (part, at);
+        }
+        part.push(*i);
+    }
+    (part, 0)
+}
+
 /// Claims whose bytes nobody seems to send: the client went away, and another push may have brought the path. None while
 /// something of the push is being checked, which is when its client is there.
 pub(super) fn unsent_claims(session: &Session) -> Vec<usize> {
