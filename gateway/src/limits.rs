@@ -344,10 +344,11 @@ mod tests {
         for memory in [least_memory(4096), 512 * MIB, 2048 * MIB, 64 * 1024 * MIB] {
             let limits = Limits { memory, ..Limits::default() };
             let shares = Shares::of(&limits);
+            let fixed = BASE + limits.connections as u64 * CONNECTION;
             let sum =
                 BASE + limits.connections as u64 * CONNECTION + shares.uploads as u64 * UPLOAD + shares.rest;
             assert!(sum <= memory && shares.uploads >= 3, "{memory}: {shares:?}");
-            assert!(shares.rest >= (memory - 2 * BASE) / 4, "{memory}: {shares:?}");
+            assert!(shares.rest >= (memory - fixed) / 4, "{memory}: {shares:?}");
         }
         assert_eq!(Shares::of(&Limits::default()).uploads, 64);
         let small = Limits { uploads: 2, ..Limits::default() };
