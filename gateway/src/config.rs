@@ -217,12 +217,7 @@ mod tests {
     #[case("quarantine", "\"0 B\"", "`limits.quarantine` is 0; ")]
     #[case("free-space", "\"1 MiB\"", "`limits.free-space` is 1048576; ")]
     #[case("memory", "\"1 MiB\"", "`limits.memory` is 1048576; 469762048 to ")]
-    #[case(
-        "memory",
-        "\"480 MiB\"
-connections = 100000",
-        "`limits.memory` is 503316480; "
-    )]
+    #[case("memory", "\"480 MiB\"\nconnections = 100000", "`limits.memory` is 503316480; ")]
     #[case("keep-ended", "\"1h\"", "`limits.keep-ended` is 3600; ")]
     #[case("invite-attempts", "0", "`limits.invite-attempts` is 0; 1 to 1000000 are allowed")]
     #[case("memory", "1024", "invalid type")]

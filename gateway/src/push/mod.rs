@@ -155,6 +155,9 @@ pub async fn announce(
     Ok(session)
 }
 
+/// Bytes of open announcements that a submitter may have however small his quarantine is.
+const LEAST_ANNOUNCED: u64 = 1 << 20;
+
 /// Refuses what is more than a submitter may have open at once.
 async fn bounded(
     app: &App,
@@ -185,14 +188,15 @@ async fn bounded(
     if open.paths + paths as u64 > limits.open_paths {
         return Err(of("paths", open.paths, limits.open_paths));
     }
-    // announcements are kept as evidence: they take room as NARs do
-    let bytes = announcement.raw().len() as u64;
-    let (_, budget) = app.submitter(identity, most_bytes).await?;
-    if !budget.take(open.bytes + bytes) {
-        let body = budget.refusal(open.bytes + bytes);
-        return Err(ApiError::full(&body));
+    // announcements are kept as evidence, and take room as NARs do
+    let (bytes, most) = (announcement.raw().len() as u64, most_bytes.max(LEAST_ANNOUNCED));
+    if open.bytes + bytes > most {
+        let message = format!(
+            "the submitter's announcements that aren't decided yet have {} bytes, with this one more than the {most} that are allowed: wait for held paths to be decided, or ask the admin",
+            open.bytes
+        );
+        return Err(ApiError::new(http::StatusCode::INSUFFICIENT_STORAGE, "quota-exceeded", message));
     }
-    budget.give_back(open.bytes + bytes);
     Ok(())
 }
 

@@ -428,6 +428,10 @@ impl Sessions {
         let reading = self.room(app, READING * length, patience).await?;
         let session = Arc::new(load(app, push, held).await?);
         drop(reading);
+        // its announcement may have come to its end meanwhile: there is one session for all
+        if let Some(session) = self.peek(id) {
+            return Ok(Some(session));
+        }
         self.insert(session.clone());
         Ok(Some(session))
     }

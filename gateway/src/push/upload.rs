@@ -28,6 +28,9 @@ const MAX_LISTINGS: usize = 16 << 20;
 /// Texts of derivations that an upload keeps until they are taken out; those beyond count as not sent. Bytes.
 const MAX_TEXTS: usize = 64 << 20;
 
+/// Bytes that compressed data may have beyond the NAR's own: a zstd frame that compresses nothing adds a few to each block.
+const OVERHEAD: u64 = 64 << 10;
+
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
     /// The body can't be unframed any further.
@@ -72,6 +75,8 @@ struct Record {
     start: u64,
     /// Bytes that were taken from the budget.
     counted: u64,
+    /// Bytes that may still come.
+    left: u64,
     /// For the text, where it may be a derivation's.
     held: Held,
     compression: Compression,
@@ -172,6 +177,9 @@ impl Upload {
         };
         let refused =
             message.map(|message| ErrorBody { code: "nar-not-wanted".to_owned(), message, path: None });
+        // compressed or not, more than that is no form of the NAR; of one that isn't wanted it is read over
+        let size = if refused.is_none() { plan.limit } else { self.session.cache.policy().limits.nar_size };
+        let left = size.saturating_add(size / 128).saturating_add(OVERHEAD);
         let held = if refused.is_none() && plan.capture {
             // the text, and what it is parsed into
             let bytes = 3 * plan.limit.min(MAX_DERIVATION as u64);
@@ -187,14 +195,29 @@ impl Upload {
             Some(_) => None,
             None => Some(Box::new(Examiner::new(compression, plan))),
         };
-        self.record = Some(Record { nar_hash, start, counted: 0, held, compression, examiner, refused });
+        self.record =
+            Some(Record { nar_hash, start, counted: 0, left, held, compression, examiner, refused });
         Ok(())
     }
 
     fn contents(&mut self, bytes: &[u8]) -> Result<(), UploadError> {
         let (Some(record), Some(pack)) = (&mut self.record, &mut self.pack) else { return Ok(()) };
-        let Some(examiner) = &mut record.examiner else { return Ok(()) };
-        let problem = if self.counted.take(bytes.len() as u64) {
+        let fits = record.left.checked_sub(bytes.len() as u64);
+        let Some(examiner) = &mut record.examiner else {
+            record.left = fits.ok_or_else(|| {
+                let nar = record.nar_hash;
+                UploadError::Framing(format!("the record of the NAR `{nar}`, which is refused, doesn't end"))
+            })?;
+            return Ok(());
+        };
+        record.left = fits.unwrap_or(0);
+        let problem = if fits.is_none() {
+            Some(ErrorBody {
+                code: "nar-too-large".to_owned(),
+                message: format!("the NAR `{}` comes in more bytes than it can have", record.nar_hash),
+                path: None,
+            })
+        } else if self.counted.take(bytes.len() as u64) {
             record.counted += bytes.len() as u64;
             examiner.feed(bytes).err().map(|e| body(&e, &record.nar_hash))
         } else {
@@ -203,6 +226,8 @@ impl Upload {
         match problem {
             None => pack.write(bytes)?,
             Some(problem) => {
+                // what is left of it is read over, so that the records behind it come in
+                record.left = record.left.max(self.session.cache.policy().limits.nar_size);
                 record.examiner = None;
                 record.refused = Some(problem);
                 pack.rollback(record.start)?;
