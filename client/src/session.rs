@@ -2,7 +2,7 @@
 //! check that what answers is the gateway that was joined. Doesn't know what the command wants there.
 
 use pushgate_formats::{
-    api::GatewayInfo,
+    api::{GatewayInfo, MAX_PATHS},
     keys::{PublicKey, SecretKey},
 };
 
@@ -79,6 +79,11 @@ pub struct Greeting {
 }
 
 impl Greeting {
+    /// Most paths that the gateway takes in one announcement.
+    pub fn max_paths(&self) -> usize {
+        self.info.max_paths.unwrap_or(MAX_PATHS).clamp(1, MAX_PATHS)
+    }
+
     /// Makes sure that the cache exists, so that its name can stand in a request line. Returns what the person should
     /// know about it.
     pub fn cache(&self, session: &Session, wanted: &str) -> Result<Option<String>, SessionError> {
@@ -146,7 +151,8 @@ mod tests {
 
     fn greeting() -> Greeting {
         let caches = vec![CacheInfo { name: "main".into(), public_key: "main-1:new".into() }];
-        let info = GatewayInfo { gateway: "5f".into(), version: "0".into(), time: 1000, caches };
+        let info =
+            GatewayInfo { gateway: "5f".into(), version: "0".into(), time: 1000, caches, max_paths: None };
         Greeting { info, ours: 8200 }
     }
 
@@ -171,6 +177,19 @@ mod tests {
         assert!(notice.contains("`main-1:new` now and had `main-1:old`"), "{notice}");
         let error = greeting().cache(&session(), "../x").unwrap_err();
         assert_eq!(error.to_string(), "the gateway has no cache `../x`; it has `main`");
+    }
+
+    #[test]
+    fn a_gateway_may_take_fewer_paths_and_not_more() {
+        let mut greeting = greeting();
+        let mut most = |most| {
+            greeting.info.max_paths = most;
+            greeting.max_paths()
+        };
+        assert_eq!(
+            [most(None), most(Some(10)), most(Some(0)), most(Some(usize::MAX))],
+            [MAX_PATHS, 10, 1, MAX_PATHS]
+        );
     }
 
     #[test]

@@ -288,6 +288,9 @@ pub struct GatewayInfo {
     /// Seconds since 1970, UTC: lets a client find out that its clock is off.
     pub time: u64,
     pub caches: Vec<CacheInfo>,
+    /// Most paths in one announcement; absent where it is [`MAX_PATHS`].
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "maxPaths")]
+    pub max_paths: Option<usize>,
 }
 
 /// Payload of a DSSE envelope of type [`crate::dsse::REQUEST`], sent base 64 encoded as

@@ -8,15 +8,17 @@ use std::{
 
 use anyhow::Context;
 use pushgate_formats::StorePath;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, RwLock, Semaphore, mpsc, watch};
 
 use crate::{
     blobs::{Blobs, directory::Directory},
     caches::{self, Caches, Places},
     clock::Clock,
     config::Config,
-    db::{Db, GatewayRow, sqlite::Sqlite},
-    push::{derivations::Derivations, judge, recover, session::Sessions, upload::Budget},
+    db::{Db, DbError, EnrolledKey, GatewayRow, sqlite::Sqlite},
+    error::ApiError,
+    limits::{self, Budget, Disk, Full, Memory, Place, Places as UploadPlaces, Shares},
+    push::{derivations::Derivations, judge, recover, session::Sessions},
     upstream::Upstreams,
 };
 
@@ -39,7 +41,13 @@ pub struct App {
     /// Questions for what is missing, read and answered at once.
     pub asking: Arc<Semaphore>,
     /// Uploads at once.
-    pub uploads: Arc<Semaphore>,
+    pub uploads: Arc<UploadPlaces>,
+    pub memory: Memory,
+    pub disk: Disk,
+    /// Bytes in quarantine, of all submitters.
+    quarantined: Arc<AtomicU64>,
+    /// Held for reading while bytes in quarantine are counted anew, for writing while some are freed.
+    counting: RwLock<()>,
     /// NARs examined at once: one a core.
     pub examining: Arc<Semaphore>,
     /// Paths whose narinfos are written but perhaps not durable, by cache.
@@ -57,8 +65,8 @@ pub struct App {
 }
 
 /// What is under way for one submitter.
+#[derive(Default)]
 pub struct Submitter {
-    pub uploads: Arc<Semaphore>,
     /// The count of quarantined bytes, as long as any budget uses it.
     quarantined: tokio::sync::Mutex<Weak<AtomicU64>>,
 }
@@ -119,6 +127,21 @@ impl App {
             caches::create(db.as_ref(), &data.places, &clock, "main").await?;
         }
         let (started, mut new_caches) = mpsc::unbounded_channel();
+        let shares = Shares::of(&config.limits);
+        if shares.uploads < config.limits.uploads {
+            tracing::info!(
+                uploads = shares.uploads,
+                "fewer uploads at once: `limits.memory` is less than all would need"
+            );
+        }
+        let memory = Memory::new(shares.rest);
+        let disk = Disk::new(vec![dir.to_owned(), data.blobs.clone()], config.limits.free_space);
+        if !disk.has_room() {
+            tracing::warn!(
+                "the disk has less free space than `limits.free-space`: nothing is taken until there is more"
+            );
+        }
+        let quarantined = Arc::new(AtomicU64::new(db.quarantine_total().await?));
         let app = Arc::new(Self {
             db,
             blobs: Arc::new(blobs),
@@ -126,11 +149,15 @@ impl App {
             secret: row.secret,
             caches: Caches::new(data.places, started),
             upstreams: Upstreams::new(clock.clone())?,
-            sessions: Sessions::default(),
+            sessions: Sessions::new(memory.all() / 4),
             derivations: Derivations::default(),
             announcing: Arc::new(Semaphore::new(config.limits.announcements.max(1))),
             asking: Arc::new(Semaphore::new(crate::http::pushes::QUESTIONS)),
-            uploads: Arc::new(Semaphore::new(config.limits.uploads)),
+            uploads: Arc::new(UploadPlaces::new(shares.uploads, config.limits.uploads_per_submitter)),
+            memory,
+            disk,
+            quarantined,
+            counting: RwLock::default(),
             examining: Arc::new(Semaphore::new(
                 std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
             )),
@@ -172,12 +199,7 @@ impl App {
 
     /// What is under way for a submitter; the second value counts his quarantined bytes, and has to be kept until what it
     /// was taken for is in the database.
-    pub async fn submitter(
-        &self,
-        identity: i64,
-        most: u64,
-    ) -> Result<(Arc<Submitter>, Budget), crate::db::DbError> {
-        let limit = self.config.limits.uploads_per_submitter;
+    pub async fn submitter(&self, identity: i64, most: u64) -> Result<(Arc<Submitter>, Budget), DbError> {
         let submitter = {
             let mut all = self.submitters.lock().unwrap_or_else(PoisonError::into_inner);
             if all.len() > 10_000 {
@@ -185,16 +207,12 @@ impl App {
                     |s: &Submitter| s.quarantined.try_lock().is_ok_and(|used| used.strong_count() > 0);
                 all.retain(|_, s| Arc::strong_count(s) > 1 || counts(s));
             }
-            let fresh = || {
-                Arc::new(Submitter {
-                    uploads: Arc::new(Semaphore::new(limit)),
-                    quarantined: Default::default(),
-                })
-            };
-            all.entry(identity).or_insert_with(fresh).clone()
+            all.entry(identity).or_default().clone()
         };
-        // With nothing else under way the database knows best: sweeps free bytes that nobody counts down. Under the lock,
-        // so that who begins meanwhile shares the count that is being loaded.
+        // With nothing else under way the database knows best. Under the lock, so that who begins meanwhile shares the count
+        // that is being loaded.
+        // not while a sweep is between its rows and its count
+        let _counting = self.counting.read().await;
         let mut quarantined = submitter.quarantined.lock().await;
         let used = match quarantined.upgrade() {
             Some(used) => used,
@@ -205,7 +223,70 @@ impl App {
             }
         };
         drop(quarantined);
-        Ok((submitter, Budget { used, most }))
+        let all = self.quarantined.clone();
+        Ok((submitter, Budget { own: used, most, all, all_most: self.config.limits.quarantine }))
+    }
+
+    /// A place for an upload of this key's owner.
+    pub fn place(&self, key: &EnrolledKey) -> Result<Place, ApiError> {
+        self.place_of(key.identity, key.owner.as_deref())
+    }
+
+    /// A place for an upload of an identity and its owner.
+    pub fn place_of(&self, identity: i64, owner: Option<&str>) -> Result<Place, ApiError> {
+        let owner = match owner {
+            Some(owner) => format!("owner {owner}"),
+            None => format!("identity {identity}"),
+        };
+        self.uploads.take(&owner).map_err(|full| {
+            let whose = match full {
+                Full::All => "all submitters",
+                Full::Owner => "this submitter",
+            };
+            ApiError::busy(format!("too many uploads at once of {whose}; try again in a moment"))
+        })
+    }
+
+    /// Refuses what would be written, where the disk is nearly full.
+    pub async fn disk_has_room(self: &Arc<Self>) -> Result<(), ApiError> {
+        let app = self.clone();
+        let room = tokio::task::spawn_blocking(move || app.disk.has_room()).await;
+        if room.map_err(|e| ApiError::unavailable(&e))? { Ok(()) } else { Err(ApiError::disk_full()) }
+    }
+
+    /// Sweeps with the counts of bytes in quarantine kept right.
+    pub async fn freeing<T>(
+        &self,
+        sweep: impl Future<Output = Result<T, DbError>>,
+        freed: impl Fn(&T) -> &[(i64, u64)],
+    ) -> Result<T, DbError> {
+        let _counting = self.counting.write().await;
+        let swept = sweep.await?;
+        for (identity, bytes) in freed(&swept) {
+            limits::sub(&self.quarantined, *bytes);
+            if let Some(used) = self.count_of(*identity).await {
+                limits::sub(&used, *bytes);
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Counts bytes that went into the database without having been taken from a budget.
+    pub async fn stored(&self, identity: i64, bytes: u64) {
+        use std::sync::atomic::Ordering::Relaxed;
+        self.quarantined.fetch_add(bytes, Relaxed);
+        if let Some(used) = self.count_of(identity).await {
+            used.fetch_add(bytes, Relaxed);
+        }
+    }
+
+    /// A submitter's count, if anybody uses it.
+    async fn count_of(&self, identity: i64) -> Option<Arc<AtomicU64>> {
+        let submitter = {
+            let all = self.submitters.lock().unwrap_or_else(PoisonError::into_inner);
+            all.get(&identity).cloned()
+        };
+        submitter?.quarantined.lock().await.upgrade()
     }
 
     /// Stops: judges finish their batch, background work is waited for.

@@ -2,7 +2,7 @@
 //! judges them.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap},
     fs,
     io::{self, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
@@ -50,8 +50,8 @@ pub struct Cache {
     pub key: SecretKey,
     policy: RwLock<PolicyState>,
     judge: mpsc::UnboundedSender<String>,
-    /// What lies in the queue, so that nothing lies there twice.
-    queued: Mutex<HashSet<String>>,
+    /// What lies in the queue, so that nothing lies there twice; true where something new is to be judged.
+    queued: Mutex<HashMap<String, bool>>,
 }
 
 struct PolicyState {
@@ -67,16 +67,30 @@ impl Cache {
 
     /// Has a push judged soon. Reporting it again before that changes nothing.
     pub fn report(&self, push: &str) {
-        let mut queued = self.queued.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if queued.insert(push.to_owned()) {
-            // the judge, and with it the receiver, ends only when the gateway stops
-            let _ = self.judge.send(push.to_owned());
-        }
+        self.enqueue(push, true);
     }
 
-    /// Takes a push off the queue: what is reported from now on is judged again.
-    pub fn taken(&self, push: &str) {
-        self.queued.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(push);
+    /// Has the judgement of a push go on where it stopped.
+    pub fn go_on(&self, push: &str) {
+        self.enqueue(push, false);
+    }
+
+    fn enqueue(&self, push: &str, new: bool) {
+        let mut queued = self.queued.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(queued) = queued.get_mut(push) {
+            *queued |= new;
+            return;
+        }
+        queued.insert(push.to_owned(), new);
+        // the judge, and with it the receiver, ends only when the gateway stops
+        let _ = self.judge.send(push.to_owned());
+    }
+
+    /// Takes a push off the queue: what is reported from now on is judged again. True where it was reported, and doesn't
+    /// only go on.
+    pub fn taken(&self, push: &str) -> bool {
+        let mut queued = self.queued.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        queued.remove(push).unwrap_or(true)
     }
 
     /// The policy in force.

@@ -60,6 +60,31 @@ impl ApiError {
         error
     }
 
+    /// The fault is the gateway's own: it has no room left to write to.
+    pub fn disk_full() -> Self {
+        let message = "the gateway's disk is nearly full; its admin has to make room, try again later";
+        let mut error = Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk-full", message);
+        error.retry_after = Some(60);
+        error
+    }
+
+    /// The submitter's quarantine, or that of all, has no room.
+    pub fn full(body: &ErrorBody) -> Self {
+        let own = body.code == "quota-exceeded";
+        let code = if own { "quota-exceeded" } else { "gateway-full" };
+        let mut error = Self::new(StatusCode::INSUFFICIENT_STORAGE, code, body.message.clone());
+        error.retry_after = Some(60).filter(|_| !own);
+        error
+    }
+
+    /// No memory for more at once.
+    pub fn no_memory() -> Self {
+        let message = "the gateway has no memory for this beside what is under way; try again in a moment";
+        let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "gateway-busy", message);
+        error.retry_after = Some(2);
+        error
+    }
+
     /// Too many at once.
     pub fn busy(message: impl Into<String>) -> Self {
         let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-uploads", message);
@@ -133,6 +158,7 @@ impl From<SessionError> for ApiError {
     fn from(error: SessionError) -> Self {
         match error {
             SessionError::Db(e) => e.into(),
+            SessionError::NoMemory => Self::no_memory(),
             other => Self::unavailable(&other),
         }
     }

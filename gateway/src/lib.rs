@@ -10,6 +10,7 @@ pub mod db;
 pub mod error;
 pub mod http;
 pub mod identities;
+pub mod limits;
 pub mod push;
 pub mod random;
 pub mod tokens;

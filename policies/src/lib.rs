@@ -3,7 +3,7 @@
 
 mod decide;
 mod file;
-mod units;
+pub mod units;
 
 pub use decide::{Claim, Decision, Evidence, Provenance, RULE_BUILT_IN, Wait, decide};
 pub use file::{Closure, Limits, MAX_POLICY, Policy, PolicyError, Upstream, starting_policy};

@@ -1,9 +1,9 @@
-//! Sizes and durations as people write them in policy files.
+//! Sizes and durations as people write them in policy and configuration files.
 
 use serde::{Deserialize, Deserializer, de::Error};
 
 /// Parses `"4 GiB"`: a whole number and one of B, KiB, MiB, GiB, TiB. Gives bytes.
-pub(crate) fn size(text: &str) -> Option<u64> {
+pub fn size(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;
     let scale: u64 = match unit {
         "B" => 1,
@@ -17,7 +17,7 @@ pub(crate) fn size(text: &str) -> Option<u64> {
 }
 
 /// Parses `"7d"`: a whole number and one of s, m, h, d, w. Gives seconds.
-pub(crate) fn duration(text: &str) -> Option<u64> {
+pub fn duration(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;
     let scale: u64 = match unit {
         "s" => 1,
@@ -36,7 +36,8 @@ fn split(text: &str) -> Option<(u64, &str)> {
     Some((text[..digits].parse().ok()?, text[digits..].trim_start()))
 }
 
-pub(crate) fn de_size<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+/// For `deserialize_with`: see [`size`].
+pub fn de_size<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     let text = String::deserialize(d)?;
     size(&text).ok_or_else(|| {
         D::Error::custom(format!(
@@ -45,7 +46,8 @@ pub(crate) fn de_size<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> 
     })
 }
 
-pub(crate) fn de_duration<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+/// For `deserialize_with`: see [`duration`].
+pub fn de_duration<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     let text = String::deserialize(d)?;
     duration(&text).ok_or_else(|| {
         D::Error::custom(format!(

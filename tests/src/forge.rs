@@ -5,11 +5,13 @@
 
 mod client;
 mod packages;
+mod remote;
 mod snapshot;
 mod stock;
 
 pub use client::{Draft, Pushed, Refused, Submitter, framed, framed_as};
 pub use packages::{Item, Package, PackageBuilder, directory_nar, file_nar, random_hex};
+pub use remote::{Remote, Tally, all_published};
 pub use snapshot::Snapshot;
 pub use stock::{Packing, StockUser};
 

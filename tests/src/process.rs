@@ -173,6 +173,8 @@ pub struct Gateway {
     port: u16,
     /// What it printed for `nix.conf`.
     pub printed: Vec<String>,
+    /// Size of the file system that its data are on, where they have one of their own.
+    disk: Option<String>,
 }
 
 impl Gateway {
@@ -183,14 +185,41 @@ impl Gateway {
 
     /// Starts from an empty directory, with these lines in the policy of `main`.
     pub fn with_policy(more: &str) -> Self {
+        Self::with(more, "")
+    }
+
+    /// Starts from an empty directory, with these lines in the policy of `main` and this configuration file.
+    pub fn with(more: &str, config: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let mut gateway = Self { dir, child: None, port: 0, printed: vec![] };
+        let mut gateway = Self { dir, child: None, port: 0, printed: vec![], disk: None };
         gateway.set_policy("main", more);
+        fs::write(gateway.config_file(), config).expect("the configuration file");
         gateway.restart();
         gateway
     }
 
+    /// Starts with its data on a file system of its own, of this size. Mounting needs root, or user namespaces.
+    pub fn on_a_disk_of(size: &str, config: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut gateway = Self { dir, child: None, port: 0, printed: vec![], disk: Some(size.to_owned()) };
+        fs::create_dir_all(gateway.place()).expect("the data directory");
+        fs::write(gateway.dir.path().join("main.toml"), policy("main", "")).expect("the policy file");
+        fs::write(gateway.config_file(), config).expect("the configuration file");
+        gateway.restart();
+        gateway
+    }
+
+    /// The data directory. On a file system of its own only the gateway sees it there: looked at through its eyes.
     pub fn data(&self) -> PathBuf {
+        match (&self.disk, &self.child) {
+            (Some(_), Some(child)) => {
+                PathBuf::from(format!("/proc/{}/root{}", child.id(), self.place().display()))
+            }
+            _ => self.place(),
+        }
+    }
+
+    fn place(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
@@ -222,9 +251,20 @@ impl Gateway {
 
     fn spawn(&mut self) -> bool {
         let log = OpenOptions::new().create(true).append(true).open(self.log_file()).expect("a log file");
-        let mut serve = command(&programs().gateway);
-        serve.arg("serve").arg("--data-dir").arg(self.data());
+        let mut serve = match &self.disk {
+            None => command(&programs().gateway),
+            Some(size) => {
+                const MOUNT: &str = r#"mount -t tmpfs -o size="$0" none "$1" && mkdir "$1/policies" &&
+                    cp "$2" "$1/policies/main.toml" && shift 2 && exec "$@""#;
+                let mut unshare = command("unshare");
+                unshare.args(["--map-root-user", "--mount", "sh", "-c", MOUNT, size]).arg(self.place());
+                unshare.arg(self.dir.path().join("main.toml")).arg(&programs().gateway);
+                unshare
+            }
+        };
+        serve.arg("serve").arg("--data-dir").arg(self.place());
         serve.arg("--listen").arg(format!("127.0.0.1:{}", self.port));
+        serve.arg("--config").arg(self.config_file());
         let mut child =
             serve.stdout(Stdio::piped()).stderr(log).spawn().expect("the gateway's program can be run");
         let out = BufReader::new(child.stdout.take().expect("a pipe"));
@@ -244,6 +284,18 @@ impl Gateway {
 
     fn log_file(&self) -> PathBuf {
         self.dir.path().join("log")
+    }
+
+    fn config_file(&self) -> PathBuf {
+        self.dir.path().join("config.toml")
+    }
+
+    /// Most memory that it had so far, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let child = self.child.as_ref().expect("the gateway runs");
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
     }
 
     /// What it logged since its first start.
@@ -314,7 +366,7 @@ impl Gateway {
     /// Enrols somebody; `more` are further arguments of `invite`.
     pub fn enrol(&self, name: &str, more: &[&str]) -> Submitter {
         let code = self.admin(&[&["invite", name], more].concat()).line();
-        let submitter = Submitter { dir: tempfile::tempdir().expect("a temporary directory") };
+        let submitter = Submitter::stranger();
         submitter.run(&["join", &self.url(""), "--invite", &code, "--name", &format!("{name}-1")]).lines();
         submitter
     }
@@ -391,6 +443,11 @@ impl Report {
 }
 
 impl Submitter {
+    /// Somebody who has joined no gateway.
+    pub fn stranger() -> Self {
+        Self { dir: tempfile::tempdir().expect("a temporary directory") }
+    }
+
     /// `pushgate ARGS`, with no store but an empty one.
     pub fn run(&self, args: &[&str]) -> Ran {
         run(self.command(None, args))

@@ -1,15 +1,18 @@
 //! Whole-system tests, one binary: each module is a theme.
 
 mod access;
+mod attacks_bytes;
 mod attacks_claims;
 mod attacks_http;
 mod attacks_identity;
+mod attacks_limits;
 mod attacks_resources;
 mod attacks_stock;
 mod consumers;
 mod corpus;
 mod crash;
 mod http;
+mod load;
 mod pushes;
 mod stock;
 mod upstream;

@@ -80,6 +80,15 @@ impl Refusal {
                 "the gateway's quarantine has no room for this; wait until held paths are decided \
                  (`pushgate status`), or ask its admin for more"
             }
+            "too-many-open" => {
+                "wait until held paths are decided (`pushgate status`), or ask the gateway's admin for more"
+            }
+            "disk-full" | "gateway-full" => {
+                "tell the gateway's admin; the same push goes on when there is room again"
+            }
+            "upload-too-long" | "upload-too-slow" => {
+                "what came whole is kept; over a slow line push fewer paths at once, with `--jobs 1`"
+            }
             _ => return None,
         })
     }
@@ -147,10 +156,14 @@ impl ApiError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Busy { .. } | Self::Stalled { .. } => true,
-            // a body that came too slowly or broke off can be sent again; a full quarantine doesn't empty itself in seconds
+            // a body that came too slowly or broke off can be sent again, and an admin may make room on a disk; what a submitter
+            // has waiting isn't decided in seconds
             Self::Refused(refusal) => {
-                (matches!(refusal.status, 408 | 429 | 503) || refusal.code == "upload-cut-off")
-                    && refusal.code != "quota-exceeded"
+                let code = refusal.code.as_str();
+                let own = matches!(code, "quota-exceeded" | "too-many-open");
+                (matches!(refusal.status, 408 | 429 | 503)
+                    || matches!(code, "upload-cut-off" | "disk-full" | "gateway-full"))
+                    && !own
             }
             Self::NotAGateway { .. } | Self::Redirected { .. } => false,
         }
@@ -158,7 +171,8 @@ impl ApiError {
 
     /// Whether the gateway only asks to wait for one's turn, so that asking again isn't a failure.
     pub fn is_turn(&self) -> bool {
-        const CODES: [&str; 3] = ["too-many-uploads", "too-many-announcements", "too-many-questions"];
+        const CODES: [&str; 4] =
+            ["too-many-uploads", "too-many-announcements", "too-many-questions", "gateway-busy"];
         matches!(self, Self::Refused(refusal) if CODES.contains(&refusal.code.as_str()))
     }
 
@@ -207,6 +221,14 @@ mod tests {
         assert!(!refusal(429, "quota-exceeded").is_transient());
         assert!(refusal(408, "upload-too-slow").is_transient());
         assert!(refusal(429, "too-many-uploads").is_turn());
+        assert!(refusal(503, "gateway-busy").is_turn() && refusal(503, "gateway-busy").is_transient());
+        for full in ["disk-full", "gateway-full"] {
+            assert!(refusal(507, full).is_transient() && !refusal(507, full).is_turn());
+            assert!(refusal(507, full).to_string().contains("tell the gateway's admin"));
+        }
+        for own in [refusal(507, "quota-exceeded"), refusal(429, "too-many-open")] {
+            assert!(!own.is_transient() && !own.is_turn() && own.to_string().contains("pushgate status"));
+        }
         assert!(!refusal(403, "key-revoked").is_transient());
         assert!(ApiError::Unreachable { url: "u".into(), why: "w".into() }.is_transient());
         assert!(!ApiError::Redirected { url: "u".into() }.is_transient());

@@ -4,7 +4,7 @@
 
 mod error;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -38,6 +38,8 @@ const SLOWEST_LINE: u64 = 32 << 10;
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// A pause that is longer is told of.
 const LONG_PAUSE: Duration = Duration::from_secs(10);
+/// How long one waits for a place with the same question; how long a place takes to become free depends on others.
+const MAX_TURNS: Duration = Duration::from_secs(900);
 /// How long a signed request is good for, in seconds.
 pub(crate) const SIGNED_REQUEST_VALIDITY: u64 = 120;
 
@@ -60,6 +62,15 @@ impl Tries {
         // 0.25 + 0.5 + … + 8 s: about 16 s altogether
         (n < most).then(|| Duration::from_millis(250 << n))
     }
+}
+
+/// The pause before asking for a place for the `n`th time (from 1): longer each time up to 5 s, and not the same for all who
+/// were sent away together.
+pub(crate) fn turn_pause(n: u32) -> Duration {
+    let mut random = [0; 1];
+    // without random bytes they just come back together
+    let _ = getrandom::fill(&mut random);
+    Duration::from_secs(u64::from(n.clamp(1, 5))) + Duration::from_millis(4 * u64::from(random[0]))
 }
 
 /// The state that a question about a push waits for.
@@ -258,17 +269,23 @@ impl Api {
         tries: Tries,
         make: impl Fn() -> RequestBuilder,
     ) -> Result<T, ApiError> {
-        let mut failures = 0;
+        let began = Instant::now();
+        let (mut failures, mut turns) = (0, 0);
         loop {
             let (error, retry_after) = match self.once(make()).await {
                 Ok(answer) => return Ok(answer),
                 Err(failed) => failed,
             };
-            let Some(pause) = tries.pause(failures).filter(|_| error.is_transient()) else {
-                return Err(error);
+            let pause = if error.is_turn() && began.elapsed() < MAX_TURNS {
+                turns += 1;
+                turn_pause(turns).max(retry_after.unwrap_or_default())
+            } else {
+                let Some(pause) = tries.pause(failures).filter(|_| error.is_transient()) else {
+                    return Err(error);
+                };
+                failures += 1;
+                retry_after.unwrap_or(pause)
             };
-            failures += 1;
-            let pause = retry_after.unwrap_or(pause);
             if pause > LONG_PAUSE {
                 // silence for a minute looks like a hang
                 tracing::warn!("{error}; trying again in {} s", pause.as_secs());
@@ -386,6 +403,19 @@ mod tests {
         let all = |tries: Tries| (0..).map_while(|n| tries.pause(n)).sum::<Duration>();
         assert_eq!(all(Tries::Few), Duration::from_millis(750));
         assert_eq!(all(Tries::Many), Duration::from_millis(15_750));
+    }
+
+    #[test]
+    fn whoever_is_sent_away_comes_back_more_and_more_slowly() {
+        for (n, least) in [(0, 1), (1, 1), (2, 2), (5, 5), (1000, 5)] {
+            let pause = turn_pause(n);
+            assert!(
+                pause >= Duration::from_secs(least) && pause < Duration::from_secs(least + 2),
+                "{n} {pause:?}"
+            );
+        }
+        let some: std::collections::HashSet<Duration> = (0..50).map(|_| turn_pause(1)).collect();
+        assert!(some.len() > 5, "all come back together: {some:?}");
     }
 
     #[test]

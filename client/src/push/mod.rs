@@ -131,7 +131,7 @@ pub async fn push(session: &Session, options: &Options, progress: &Progress) -> 
         local = spawn_blocking(move || local.keep(|root| !there.contains(root))).await??;
     }
     let mut pushes = Vec::new();
-    for part in plan::announcements(missing) {
+    for part in plan::announcements(missing, greeting.max_paths()) {
         let (back, announced) = one(session, options, &greeting, local, part, &mut report, progress).await?;
         local = back;
         pushes.push(announced);

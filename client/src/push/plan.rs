@@ -2,7 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use pushgate_formats::{Sha256, StorePath, api::MAX_PATHS};
+use pushgate_formats::{Sha256, StorePath};
 
 use crate::nix::PathInfo;
 
@@ -38,15 +38,15 @@ pub(super) struct Work {
     pub(super) large: VecDeque<Nar>,
 }
 
-/// Cuts a closure into announcements, in its order.
-pub(super) fn announcements(paths: Vec<PathInfo>) -> Vec<Vec<PathInfo>> {
+/// Cuts a closure into announcements of at most so many paths, in its order.
+pub(super) fn announcements(paths: Vec<PathInfo>, most: usize) -> Vec<Vec<PathInfo>> {
     let weight = |info: &PathInfo| 600 + 90 * info.references.len() + info.ca.as_ref().map_or(0, String::len);
     let mut out: Vec<Vec<PathInfo>> = Vec::new();
     let mut bytes = 0;
     for info in paths {
         let more = weight(&info);
         match out.last_mut() {
-            Some(last) if last.len() < MAX_PATHS && bytes + more <= MAX_ANNOUNCED_BYTES => {
+            Some(last) if last.len() < most && bytes + more <= MAX_ANNOUNCED_BYTES => {
                 bytes += more;
                 last.push(info);
             }
@@ -105,6 +105,7 @@ pub(super) fn requests(nars: Vec<Nar>, jobs: usize) -> Work {
 mod tests {
     use std::collections::BTreeSet;
 
+    use pushgate_formats::api::MAX_PATHS;
     use rstest::rstest;
 
     use super::*;
@@ -135,13 +136,15 @@ mod tests {
     #[test]
     fn announcements_keep_the_order_and_the_bounds() {
         let all: Vec<_> = (0..MAX_PATHS + 5).map(|n| info(n, 0)).collect();
-        let cut = announcements(all.clone());
+        let cut = announcements(all.clone(), MAX_PATHS);
         assert!(cut.iter().all(|c| c.len() <= MAX_PATHS && c.len() * 600 <= MAX_ANNOUNCED_BYTES));
         assert_eq!(cut.concat(), all);
-        assert!(announcements(vec![]).is_empty());
+        assert!(announcements(vec![], 1).is_empty());
 
-        let cut = announcements((0..40).map(|n| info(n, 10_000)).collect());
+        let cut = announcements((0..40).map(|n| info(n, 10_000)).collect(), MAX_PATHS);
         assert_eq!(cut.iter().map(Vec::len).collect::<Vec<_>>(), [13, 13, 13, 1]);
+        let cut = announcements((0..7).map(|n| info(n, 0)).collect(), 3);
+        assert_eq!(cut.iter().map(Vec::len).collect::<Vec<_>>(), [3, 3, 1]);
     }
 
     #[test]

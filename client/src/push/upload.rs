@@ -26,7 +26,7 @@ use super::{
     plan::{Nar, Work},
 };
 use crate::{
-    api::{Api, ApiError, PushHandle, Tries, Until},
+    api::{Api, ApiError, PushHandle, Tries, Until, turn_pause},
     nix::StoreLocation,
     progress::Progress,
 };
@@ -34,8 +34,8 @@ use crate::{
 /// A gateway that takes no byte, and gives no answer, for so long isn't waited for.
 const STALL: Duration = Duration::from_secs(180);
 
-/// The pause before asking again for a place among the uploads.
-const TURN: Duration = Duration::from_secs(1);
+/// Shortest pause where the gateway has no room: it isn't made in a moment.
+const NO_ROOM: Duration = Duration::from_secs(10);
 
 /// Sends what one push needs.
 #[derive(Clone)]
@@ -76,6 +76,15 @@ impl Sent {
         self.unsent.extend(other.unsent);
         self.refused.extend(other.refused);
     }
+}
+
+/// How often a request was repeated.
+#[derive(Debug, Default)]
+struct Attempts {
+    /// Since something arrived.
+    failures: u32,
+    /// Because all places were taken.
+    turns: u32,
 }
 
 type Queue<T> = Arc<Mutex<VecDeque<T>>>;
@@ -127,7 +136,7 @@ impl Uploader {
     async fn batch(&self, mut packer: Packer, batch: Vec<Nar>) -> Result<(Packer, Sent), PushError> {
         let mut all = Sent::default();
         let mut left = batch;
-        let mut failures = 0;
+        let mut attempts = Attempts::default();
         loop {
             let (location, progress) = (self.location.clone(), self.progress.clone());
             let batch = left.clone();
@@ -150,7 +159,7 @@ impl Uploader {
             all.body_bytes += bytes;
             left.retain(|nar| !unsent.iter().any(|(gone, _)| gone == nar));
             all.unsent.extend(unsent);
-            if self.judge(answer, &mut left, &mut failures, &mut all).await? {
+            if self.judge(answer, &mut left, &mut attempts, &mut all).await? {
                 return Ok((packer, all));
             }
         }
@@ -160,7 +169,7 @@ impl Uploader {
     async fn large(&self, nar: Nar) -> Result<Sent, PushError> {
         let mut all = Sent::default();
         let mut left = vec![nar.clone()];
-        let mut failures = 0;
+        let mut attempts = Attempts::default();
         loop {
             let (location, progress, level) = (self.location.clone(), self.progress.clone(), self.level);
             let one = nar.clone();
@@ -182,7 +191,7 @@ impl Uploader {
                 left.clear();
                 all.unsent.push((nar.clone(), why));
             }
-            if self.judge(answer, &mut left, &mut failures, &mut all).await? {
+            if self.judge(answer, &mut left, &mut attempts, &mut all).await? {
                 return Ok(all);
             }
         }
@@ -194,9 +203,10 @@ impl Uploader {
         &self,
         answer: Result<Uploaded, ApiError>,
         left: &mut Vec<Nar>,
-        failures: &mut u32,
+        attempts: &mut Attempts,
         all: &mut Sent,
     ) -> Result<bool, PushError> {
+        let mut no_room = Vec::new();
         let error = match answer {
             Ok(answer) => {
                 for result in answer.nars {
@@ -207,30 +217,48 @@ impl Uploader {
                             all.nars += 1;
                             all.nar_bytes += nar.size;
                         }
+                        Some(error) if error.code == "gateway-full" => no_room.push((nar.clone(), error)),
                         Some(error) => all.refused.push((nar.clone(), error)),
                     }
                 }
-                return Ok(true);
+                let Some(pause) = Tries::Many.pause(attempts.failures).filter(|_| !no_room.is_empty()) else {
+                    all.refused.extend(no_room);
+                    return Ok(true);
+                };
+                attempts.failures += 1;
+                left.retain(|nar| no_room.iter().any(|(full, _)| full == nar));
+                tokio::time::sleep(pause.max(NO_ROOM)).await;
+                return Ok(false);
             }
             Err(error) => error,
         };
         if error.is_turn() {
             // other pushes of the same submitter take their turns too; theirs end, or are given up by the gateway
-            tokio::time::sleep(TURN).await;
-            return Ok(false);
+            attempts.turns += 1;
+            tokio::time::sleep(turn_pause(attempts.turns)).await;
+            // most are sent away before anything was read
+            if error.code() != Some("gateway-busy") {
+                return Ok(false);
+            }
+        } else {
+            let Some(pause) = Tries::Many.pause(attempts.failures).filter(|_| error.is_transient()) else {
+                return Err(error.into());
+            };
+            attempts.failures += 1;
+            let full = matches!(error.code(), Some("disk-full" | "gateway-full"));
+            let pause = if full { pause.max(NO_ROOM) } else { pause };
+            tracing::debug!(%error, ?pause, "sending again");
+            tokio::time::sleep(pause).await;
         }
-        let Some(pause) = Tries::Many.pause(*failures).filter(|_| error.is_transient()) else {
-            return Err(error.into());
-        };
-        *failures += 1;
-        tracing::debug!(%error, ?pause, "sending again");
-        tokio::time::sleep(pause).await;
         // what arrived before the connection broke need not be sent again
         let wanted = self.api.push(&self.push, 0, Until::Settled).await?.wanted;
         let arrived: Vec<Nar> = left.extract_if(.., |nar| !wanted.contains(&nar.hash)).collect();
         if !arrived.is_empty() {
             // it goes on, if haltingly
-            *failures = 0;
+            attempts.failures = 0;
+        } else if error.code() == Some("upload-too-long") {
+            // nor would it arrive the next time
+            return Err(error.into());
         }
         all.nars += arrived.len() as u64;
         all.nar_bytes += arrived.iter().map(|nar| nar.size).sum::<u64>();
@@ -242,7 +270,7 @@ impl Uploader {
         let mut notices = Vec::new();
         for body in bodies {
             let body = Arc::new(body);
-            let mut failures = 0;
+            let (mut failures, mut turns) = (0, 0);
             let (taken, unread) = loop {
                 let (location, level, listed) = (self.location.clone(), self.level, body.clone());
                 let produce = move |sink: &mut Sink| derivations::write(&location, &listed, level, sink);
@@ -255,6 +283,10 @@ impl Uploader {
                 .await?;
                 match (answer, unread) {
                     (Ok(taken), unread) => break (taken, unread.map_err(PushError::Compression)?),
+                    (Err(error), _) if error.is_turn() => {
+                        turns += 1;
+                        tokio::time::sleep(turn_pause(turns)).await;
+                    }
                     (Err(error), _) => {
                         let pause = Tries::Many.pause(failures).filter(|_| error.is_transient());
                         let Some(pause) = pause else { return Err(error.into()) };

@@ -173,6 +173,19 @@ impl Blobs for Directory {
         Ok(())
     }
 
+    fn free(&self, ranges: &[PackRange]) -> io::Result<()> {
+        for range in ranges.iter().filter(|range| range.length > 0) {
+            let file = OpenOptions::new().write(true).open(self.pack(&range.pack))?;
+            let hole = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+            match rustix::fs::fallocate(&file, hole, range.start, range.length) {
+                // the pack frees it when it goes
+                Err(rustix::io::Errno::OPNOTSUPP) => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
     fn packs(&self) -> io::Result<Vec<String>> {
         fs::read_dir(self.root.join("quarantine/packs"))?
             .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
@@ -351,6 +364,20 @@ mod tests {
             }
         }
         assert_eq!(fs::read_dir(dir.path().join("quarantine/tmp")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_freed_leaves_its_neighbours() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Directory::open(dir.path()).unwrap();
+        let part = |byte| vec![byte; 64 << 10];
+        let name = pack(&blobs, &[&part(1), &part(2), &part(3)]);
+        let path = dir.path().join("quarantine/packs").join(&name);
+        let before = fs::metadata(&path).unwrap();
+        blobs.free(&[PackRange { pack: name, start: 64 << 10, length: 64 << 10 }]).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), [part(1), part(0), part(3)].concat());
+        let after = fs::metadata(&path).unwrap();
+        assert!(after.blocks() < before.blocks(), "{} {}", before.blocks(), after.blocks());
     }
 
     #[test]

@@ -55,6 +55,9 @@ pub trait Blobs: Send + Sync + 'static {
     fn read_pack(&self, range: &PackRange) -> io::Result<Box<dyn Read + Send>>;
     /// Removes packs; those that are gone already are no error.
     fn remove_packs(&self, packs: &[String]) -> io::Result<()>;
+    /// Gives up the space of ranges that nothing will read any more, where the store can; what lies beside them in their
+    /// packs stays as it is.
+    fn free(&self, ranges: &[PackRange]) -> io::Result<()>;
     /// Every finished pack.
     fn packs(&self) -> io::Result<Vec<String>>;
 

@@ -134,6 +134,7 @@ pub struct TokenHolder {
     pub identity: i64,
     pub name: String,
     pub role: Role,
+    pub owner: Option<String>,
     pub frozen: bool,
     pub cache: String,
     pub expires: Option<u64>,
@@ -348,9 +349,30 @@ pub struct PushCounts {
     pub counts: Vec<(String, u64)>,
 }
 
+/// What a submitter has that isn't settled for good.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Open {
+    pub pushes: u64,
+    pub paths: u64,
+    /// Of the pushes' announcements, as stored.
+    pub bytes: u64,
+}
+
+/// What was forgotten of pushes that ended long ago.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    pub pushes: u64,
+    pub claims: u64,
+    pub derivations: u64,
+    /// Bytes by which submitters' counts in quarantine shrank.
+    pub freed: Vec<(i64, u64)>,
+}
+
 /// What the sweeper found to be over.
 #[derive(Debug, Default)]
 pub struct Swept {
+    /// Bytes by which submitters' counts in quarantine shrank.
+    pub freed: Vec<(i64, u64)>,
     /// Pushes with a claim that ran out.
     pub pushes: Vec<String>,
     pub expired_claims: u64,
@@ -415,15 +437,26 @@ pub trait Db: Send + Sync + 'static {
     async fn drop_quarantined(&self, identity: i64, nar: &Sha256) -> Result<()>;
     /// Compressed bytes that an identity has in quarantine, its derivations included.
     async fn quarantine_bytes(&self, identity: i64) -> Result<u64>;
+    /// The same over all identities.
+    async fn quarantine_total(&self) -> Result<u64>;
+    /// What an identity has open.
+    async fn open_of(&self, identity: i64) -> Result<Open>;
+    /// Who stands behind pushes: the owner, or the identity where it has none.
+    async fn owners(&self, pushes: &[String]) -> Result<HashMap<String, String>>;
     /// Every pack that a quarantined NAR lies in.
     async fn packs(&self) -> Result<HashSet<String>>;
     /// Ends claims that ran out, forgets NARs that nothing needs, and names packs that are free.
     async fn sweep(&self, now: u64) -> Result<Swept>;
+    /// Forgets some of what ended before this time and is evidence for nothing; asked again until nothing is forgotten.
+    async fn forget(&self, before: u64) -> Result<Forgotten>;
 
     async fn derivations_sent(&self, identity: i64, paths: &[StorePath]) -> Result<HashSet<StorePath>>;
     /// Some of these derivations: an answer ends when its texts have some size, and the rest is asked for again.
     async fn derivations(&self, paths: &[StorePath]) -> Result<Vec<DerivationRow>>;
-    async fn add_derivations(&self, identity: i64, rows: &[DerivationRow]) -> Result<()>;
+    /// Gives the number of bytes by which the identity's count in quarantine grew.
+    async fn add_derivations(&self, identity: i64, rows: &[DerivationRow], now: u64) -> Result<u64>;
+    /// Notes that an identity's derivations are of use.
+    async fn use_derivations(&self, identity: i64, paths: &[StorePath], now: u64) -> Result<()>;
 
     /// Stores facts of derivations that are here already.
     async fn add_facts(&self, rows: &[DerivationRow]) -> Result<()>;
@@ -444,10 +477,20 @@ pub trait Db: Send + Sync + 'static {
     async fn own_realisations(&self, cache: &str, identity: i64, id: &str) -> Result<Vec<RealisationRow>>;
     /// Whether a submitter sent this derivation, or claims one of its outputs and isn't refused.
     async fn has_derivation(&self, cache: &str, identity: i64, derivation: &StorePath) -> Result<bool>;
+    /// Of these derivations, those that a submitter sent, and those that are published in the cache: what anybody can read
+    /// may be evidence for anybody.
+    async fn derivations_at_hand(
+        &self,
+        cache: &str,
+        identity: i64,
+        paths: &[StorePath],
+    ) -> Result<HashSet<StorePath>>;
     /// Stores a build log, in place of an earlier one by the same submitter.
     async fn add_build_log(&self, row: &BuildLogRow, expires: u64) -> Result<()>;
     /// Build logs of which an output is published and visible.
     async fn ready_build_logs(&self, most: u32) -> Result<Vec<BuildLogRow>>;
+    /// Bytes of a submitter's build logs that wait, as they are stored.
+    async fn build_log_bytes(&self, identity: i64) -> Result<u64>;
     async fn drop_build_logs(&self, rows: &[BuildLogRow]) -> Result<()>;
 
     async fn published(&self, cache: &str, hash_parts: &[&str]) -> Result<HashMap<String, PublishedRow>>;

@@ -60,6 +60,7 @@ pub async fn guard(
             let key = app.db.key(&session.key.bytes()).await?.ok_or_else(no_token)?;
             may_push(&key, &session.cache.name, app.clock.now())?;
             request.extensions_mut().insert(session);
+            request.extensions_mut().insert(key);
         }
         Access::PushOrOwner => {
             let id = params.get("push").map_or("", String::as_str);
@@ -84,7 +85,7 @@ pub async fn guard(
                 Ok(None) => return Err(ApiError::not_found("cache", name)),
                 Err(e) => return Err(ApiError::unavailable(&e)),
             };
-            let pusher = Pusher { identity: holder.identity, name: holder.name, cache };
+            let pusher = Pusher { identity: holder.identity, name: holder.name, owner: holder.owner, cache };
             request.extensions_mut().insert(pusher);
         }
     }

@@ -49,7 +49,7 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
         let broken = f64::from(u8::from(cache.policy_problem().is_some()));
         metrics::gauge!("pushgate_policy_broken", "cache" => cache.name.clone()).set(broken);
     }
-    let busy = app.config.limits.uploads.saturating_sub(app.uploads.available_permits());
+    let busy = app.uploads.taken();
     metrics::gauge!("pushgate_uploads_under_way").set(busy as f64);
     let text = recorder().map(PrometheusHandle::render).unwrap_or_default();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4"), (header::CACHE_CONTROL, "no-store")], text)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{Json, extract::State};
 use pushgate_formats::{
-    api::{CacheInfo, Enrolled, GatewayInfo},
+    api::{CacheInfo, Enrolled, GatewayInfo, MAX_PATHS},
     dsse::Envelope,
 };
 
@@ -26,6 +26,7 @@ pub async fn gateway(State(app): State<Arc<App>>) -> Result<Json<GatewayInfo>, A
         version: env!("CARGO_PKG_VERSION").to_owned(),
         time: app.clock.now(),
         caches: caches(&app).await?,
+        max_paths: Some(app.config.limits.paths).filter(|most| *most < MAX_PATHS),
     }))
 }
 

@@ -1,6 +1,7 @@
 //! The HTTP edge. All routes stand on this page, each with who may use it; a handler parses, calls a stage, renders.
 
 pub mod access;
+mod activity;
 pub mod health;
 pub mod identity;
 mod limited;
@@ -21,12 +22,13 @@ use axum::{
 };
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto::Builder, graceful::GracefulShutdown},
+    server::conn::auto::Builder,
     service::TowerToHyperService,
 };
 
-use crate::app::App;
+use crate::{app::App, push::recover};
 pub use access::Access;
+use activity::{Activity, Noting, State};
 
 /// One route: method, path, who may use it, and what answers.
 struct Route(Method, &'static str, Access, MethodRouter<Arc<App>>);
@@ -84,6 +86,10 @@ const LAST_REQUESTS: Duration = Duration::from_secs(30);
 const PING: Duration = Duration::from_secs(30);
 /// Requests at once on one HTTP/2 connection.
 const STREAMS: u32 = 32;
+/// Bytes of bodies that one HTTP/2 connection may send ahead of being read, and of one request.
+const WINDOWS: (u32, u32) = (128 << 10, 64 << 10);
+/// Bytes of an answer that are held for one HTTP/2 request.
+const AHEAD: usize = 64 << 10;
 
 /// Serves until `stop` resolves; then takes no new connections, lets requests under way finish for at most 30 seconds,
 /// and stops the judges at the end of their batch.
@@ -97,28 +103,57 @@ pub async fn serve(
     let places = limited::raise_files(limits.connections);
     let mut listener = limited::Limited::new(listener, places, patience);
     let protocol = protocol(patience);
-    let service = TowerToHyperService::new(router(app.clone()));
-    let open = GracefulShutdown::new();
+    let service = router(app.clone());
+    let least = limits.upload_rate.saturating_mul(patience.as_secs());
+    // each connection holds one end: at the other it shows when all are closed
+    let (open, mut closed) = tokio::sync::mpsc::channel::<()>(1);
     let mut stop = pin!(stop);
     loop {
         let connection = tokio::select! {
             () = &mut stop => break,
             connection = listener.accept() => connection,
         };
-        let serving = protocol.serve_connection(TokioIo::new(connection), service.clone()).into_owned();
-        let serving = open.watch(serving);
+        let activity = Arc::new(Activity::default());
+        let noting = TowerToHyperService::new(Noting::new(service.clone(), activity.clone()));
+        let serving = protocol.serve_connection(TokioIo::new(connection), noting).into_owned();
+        let (open, mut stopping) = (open.clone(), app.stopping.subscribe());
         tokio::spawn(async move {
-            // the other side's doing: it broke off, or kept silent for too long
-            if let Err(error) = serving.await {
-                tracing::trace!(error, "a connection ended");
+            let _open = open;
+            let mut serving = pin!(serving);
+            let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + patience, patience);
+            let (mut told, mut stopped) = (false, false);
+            loop {
+                tokio::select! {
+                    ended = serving.as_mut() => {
+                        // the other side's doing: it broke off, or kept silent for too long
+                        if let Err(error) = ended {
+                            tracing::trace!(error, "a connection ended");
+                        }
+                        return;
+                    }
+                    () = recover::stopped(&mut stopping), if !stopped => {
+                        serving.as_mut().graceful_shutdown();
+                        stopped = true;
+                    }
+                    _ = tick.tick() => match activity.look(least) {
+                        State::Busy => {}
+                        // it may end in good order
+                        State::Idle if !told => {
+                            serving.as_mut().graceful_shutdown();
+                            told = true;
+                        }
+                        State::Idle | State::Stalled => return,
+                    },
+                }
             }
         });
     }
+    drop(open);
     drop(listener);
     tracing::info!("stopping");
     // those who wait for a push to change are answered now
     app.stopping.send_replace(true);
-    if tokio::time::timeout(LAST_REQUESTS, open.shutdown()).await.is_err() {
+    if tokio::time::timeout(LAST_REQUESTS, closed.recv()).await.is_err() {
         tracing::warn!("some requests did not finish in 30 seconds; their pushes can be taken up again");
     }
     app.stop().await;
@@ -135,6 +170,9 @@ fn protocol(patience: Duration) -> Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .keep_alive_interval(PING.min(patience))
         .keep_alive_timeout(PING.min(patience))
+        .initial_connection_window_size(WINDOWS.0)
+        .initial_stream_window_size(WINDOWS.1)
+        .max_send_buf_size(AHEAD)
         .max_concurrent_streams(STREAMS);
     builder
 }

@@ -27,6 +27,7 @@ use crate::{
     db::{EnrolledKey, PushKind},
     error::ApiError,
     identities::push_token,
+    limits::Held,
     push::{self, derivations, session::Session},
 };
 
@@ -45,12 +46,43 @@ const SLOWEST: u64 = 16 << 10;
 /// Pushes listed at most.
 const LISTED: u32 = 50;
 
+/// Bytes by which memory for a body is asked for.
+const STEP: usize = 64 << 10;
+/// What an announcement takes while it is read, for each of its bytes: as sent, its payload, the parsed payload, the claims.
+const ANNOUNCING: u64 = 6;
+/// The same for a question and its answer.
+const ASKING: u64 = 4;
+
 /// Reads a whole body of bounded size, which must come as it is, and not slowly: others may wait for its place.
 pub async fn read_body(request: Request, most: usize, code: &'static str) -> Result<Vec<u8>, ApiError> {
+    read(request, most, code, |_| true).await
+}
+
+/// [`read_body`], with memory for it: so many times its size.
+pub async fn read_body_held(
+    app: &App,
+    request: Request,
+    most: usize,
+    code: &'static str,
+    times: u64,
+) -> Result<(Vec<u8>, Held), ApiError> {
+    let mut held = Held::default();
+    let room = |bytes: usize| app.memory.take(bytes as u64 * times).map(|more| held.add(more)).is_some();
+    let raw = read(request, most, code, room).await?;
+    Ok((raw, held))
+}
+
+async fn read(
+    request: Request,
+    most: usize,
+    code: &'static str,
+    mut room: impl FnMut(usize) -> bool,
+) -> Result<Vec<u8>, ApiError> {
     plain_encoding(&request)?;
     let began = Instant::now();
     let mut body = request.into_body().into_data_stream();
     let mut read = Vec::new();
+    let mut asked = 0;
     loop {
         let patience = BEGINNING + Duration::from_secs(read.len() as u64 / SLOWEST);
         let next = tokio::time::timeout_at(began + patience.min(READING), body.next());
@@ -72,6 +104,12 @@ pub async fn read_body(request: Request, most: usize, code: &'static str) -> Res
             let code = if code == "announcement-malformed" { "announcement-too-large" } else { code };
             let message = format!("the body has more than {most} bytes");
             return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, code, message));
+        }
+        while asked < read.len() + chunk.len() {
+            if !room(STEP) {
+                return Err(ApiError::no_memory());
+            }
+            asked += STEP;
         }
         read.extend_from_slice(&chunk);
     }
@@ -126,7 +164,7 @@ pub async fn missing(
 ) -> Result<Json<Missing>, ApiError> {
     let cache = cache(&app, &name).await?;
     let _turn = turn(&app.asking, "too-many-questions", "questions").await?;
-    let raw = read_body(request, 8 << 20, "query-malformed").await?;
+    let (raw, _held) = read_body_held(&app, request, 8 << 20, "query-malformed", ASKING).await?;
     let query: MissingQuery =
         serde_json::from_slice(&raw).map_err(|e| ApiError::bad_request("query-malformed", e.to_string()))?;
     if query.paths.len() > MAX_PATHS {
@@ -145,8 +183,10 @@ pub async fn announce(
     let cache = cache(&app, &name).await?;
     // before the body: as many are in memory as have their turn
     let turn = turn(&app.announcing, "too-many-announcements", "announcements").await?;
-    let raw = read_body(request, MAX_ANNOUNCEMENT, "announcement-malformed").await?;
-    let session = push::announce(&app, &cache, raw, turn).await?;
+    app.disk_has_room().await?;
+    let (raw, held) =
+        read_body_held(&app, request, MAX_ANNOUNCEMENT, "announcement-malformed", ANNOUNCING).await?;
+    let session = push::announce(&app, &cache, raw, (turn, held)).await?;
     Ok(Json(Announced { token: push_token(&app.secret, &session.id), status: session.status() }))
 }
 
@@ -156,11 +196,22 @@ pub async fn derivations(
     Extension(session): Extension<Arc<Session>>,
     request: Request,
 ) -> Result<Json<DerivationsTaken>, ApiError> {
-    let raw = read_body(request, derivations::MAX_BODY as usize, "derivations-too-large").await?;
-    let sent = tokio::task::spawn_blocking(move || derivations::read_body(&raw))
-        .await
-        .map_err(|e| ApiError::unavailable(&e))?
-        .map_err(|e| ApiError::bad_request(e.code(), e.to_string()))?;
+    app.disk_has_room().await?;
+    let code = "derivations-too-large";
+    let (raw, mut held) = read_body_held(&app, request, derivations::MAX_BODY as usize, code, 1).await?;
+    let memory = app.memory.clone();
+    let (sent, _held) = tokio::task::spawn_blocking(move || {
+        // the texts, and what they are parsed into
+        let room = |bytes: u64| memory.take(3 * bytes + 256).map(|more| held.add(more)).is_some();
+        let sent = derivations::read_body_within(&raw, room);
+        (sent, held)
+    })
+    .await
+    .map_err(|e| ApiError::unavailable(&e))?;
+    let sent = sent.map_err(|e| match e {
+        derivations::BodyError::NoMemory => ApiError::no_memory(),
+        e => ApiError::bad_request(e.code(), e.to_string()),
+    })?;
     let taken = push::take_derivations(&app, &session, sent).await?;
     let refused = taken
         .refused

@@ -16,11 +16,13 @@ use tokio::time::Instant;
 use super::pushes::plain_encoding;
 use crate::{
     app::App,
+    db::EnrolledKey,
     error::ApiError,
+    limits::Held,
     push::{
         quarantine,
         session::Session,
-        upload::{Upload, UploadError},
+        upload::{Finished, Upload, UploadError},
     },
 };
 
@@ -34,20 +36,18 @@ const TEXTS: usize = 16 << 20;
 pub async fn nars(
     State(app): State<Arc<App>>,
     Extension(session): Extension<Arc<Session>>,
+    Extension(key): Extension<EnrolledKey>,
     request: Request,
 ) -> Result<Json<Uploaded>, ApiError> {
     plain_encoding(&request)?;
+    let place = app.place(&key)?;
     let most = session.cache.policy().limits.quarantine_size;
     let (submitter, budget) = app.submitter(session.identity, most).await?;
-    let busy =
-        |whose: &str| ApiError::busy(format!("too many uploads at once of {whose}; try again in a moment"));
-    let all = app.uploads.clone().try_acquire_owned().map_err(|_| busy("all submitters"))?;
-    let own = submitter.uploads.clone().try_acquire_owned().map_err(|_| busy("this submitter"))?;
     let body = request.into_body();
     // a task of its own: when the client goes away the request is dropped, the NARs that came whole are not
     let task = tokio::spawn(async move {
         // the budget too: until the rows are written nothing else counts these bytes
-        let _held = (all, own, submitter, budget.clone());
+        let _held = (place, submitter, budget.clone());
         let upload = Upload::new(&app, session.clone(), budget);
         receive(&app, &session, upload, body).await
     });
@@ -73,9 +73,15 @@ async fn receive(
             }
         };
         let permit = app.examining.clone().acquire_owned().await;
+        let disk = app.clone();
         let (back, fed) = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            let fed = pieces.iter().try_for_each(|piece| upload.feed(piece));
+            // each time: others fill the disk too
+            let fed = if disk.disk.has_room() {
+                pieces.iter().try_for_each(|piece| upload.feed(piece))
+            } else {
+                Err(UploadError::DiskFull)
+            };
             (upload, fed)
         })
         .await
@@ -88,6 +94,14 @@ async fn receive(
         match fed {
             Ok(()) => {}
             Err(UploadError::Io(e)) => return Err(e.into()),
+            Err(UploadError::DiskFull) => {
+                problem = Some(ApiError::disk_full());
+                break;
+            }
+            Err(UploadError::NoMemory) => {
+                problem = Some(ApiError::no_memory());
+                break;
+            }
             Err(e @ UploadError::Framing(_)) => {
                 problem = Some(ApiError::bad_request("upload-malformed", e.to_string()));
                 break;
@@ -98,7 +112,7 @@ async fn receive(
         problem = Some(ApiError::bad_request("upload-malformed", "the body ends in the middle of a record"));
     }
     let texts = upload.take_texts();
-    let (nars, results) = tokio::task::spawn_blocking(move || upload.finish())
+    let Finished { nars, results, mut counted } = tokio::task::spawn_blocking(move || upload.finish())
         .await
         .map_err(|e| ApiError::unavailable(&e))??;
     if !nars.is_empty() {
@@ -106,8 +120,10 @@ async fn receive(
         metrics::counter!("pushgate_nars_taken_total").increment(nars.len() as u64);
         metrics::counter!("pushgate_bytes_taken_total").increment(bytes);
         store_derivations(app, session, texts).await?;
-        let nars =
+        let (nars, twice) =
             quarantine::store(app.db.as_ref(), &app.blobs, session.identity, session.expires, nars).await?;
+        counted.give_back(twice);
+        counted.keep();
         for nar in &nars {
             session.arrived(nar);
         }
@@ -125,14 +141,20 @@ async fn receive(
 async fn store_derivations(
     app: &Arc<App>,
     session: &Arc<Session>,
-    texts: Vec<(Sha256, Vec<u8>)>,
+    (texts, _held): (Vec<(Sha256, Vec<u8>)>, Held),
 ) -> Result<(), ApiError> {
     if texts.is_empty() {
         return Ok(());
     }
     let (mut sent, mut bytes, mut any) = (Vec::new(), 0, false);
     // one whose text doesn't fit its path is refused here, and its claim when it is judged
-    let take = |sent| app.derivations.take(app.db.as_ref(), session.identity, &session.derivations, sent);
+    let take = async |sent| {
+        let now = app.clock.now();
+        let taken =
+            app.derivations.take(app.db.as_ref(), session.identity, &session.derivations, sent, now).await?;
+        app.stored(session.identity, taken.stored).await;
+        Ok::<_, ApiError>(())
+    };
     for (nar, text) in &texts {
         let claims = session.by_nar.get(nar).into_iter().flatten().map(|i| session.signed[*i].path());
         // one text may be claimed under many names, each with a copy of it
@@ -168,7 +190,7 @@ async fn record_refusals(
     session: &Arc<Session>,
     results: &[pushgate_formats::api::NarResult],
 ) -> Result<(), ApiError> {
-    const AGAIN: [&str; 3] = ["nar-aborted", "quota-exceeded", "nar-not-wanted"];
+    const AGAIN: [&str; 4] = ["nar-aborted", "quota-exceeded", "gateway-full", "nar-not-wanted"];
     let mut claims = Vec::new();
     {
         let mut progress = session.progress();
@@ -204,6 +226,8 @@ async fn record_refusals(
 /// Measures how fast a body comes.
 pub(super) struct Rate {
     idle: Duration,
+    /// When the whole of it has to be over.
+    end: Instant,
     least: u64,
     since: Instant,
     bytes: u64,
@@ -212,7 +236,8 @@ pub(super) struct Rate {
 impl Rate {
     pub(super) fn new(app: &App) -> Self {
         let idle = Duration::from_secs(app.config.limits.upload_idle.max(1));
-        Self { idle, least: app.config.limits.upload_rate, since: Instant::now(), bytes: 0 }
+        let end = Instant::now() + Duration::from_secs(app.config.limits.upload_time);
+        Self { idle, end, least: app.config.limits.upload_rate, since: Instant::now(), bytes: 0 }
     }
 
     /// Counts bytes; false where too few came in the last period.
@@ -239,6 +264,13 @@ pub(super) async fn next_pieces(
             "the upload came too slowly and was given up; what came whole is kept, send the rest again",
         )
     };
+    if Instant::now() >= rate.end {
+        return Err(ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "upload-too-long",
+            "the upload took too long in all and was given up; what came whole is kept, send the rest in smaller uploads",
+        ));
+    }
     let cut = |e: axum::Error| ApiError::bad_request("upload-cut-off", format!("the upload broke off: {e}"));
     let first = match tokio::time::timeout(rate.idle, stream.next()).await {
         Err(_) => return Err(slow()),

@@ -28,7 +28,7 @@ const KEPT_BYTES: u64 = 64 << 20;
 /// Derivations that the database is asked for at once.
 const PIECE: usize = 500;
 /// Texts that are kept while their inputs are looked for; those beyond count as missing. Bytes.
-const MAX_PENDING: usize = 256 << 20;
+const MAX_PENDING: usize = 64 << 20;
 
 /// A checked derivation, as far as later stages need it.
 #[derive(Debug)]
@@ -94,6 +94,8 @@ pub struct Resolved {
 #[derive(Debug, Default)]
 pub struct Taken {
     pub taken: usize,
+    /// Bytes that the database has more now.
+    pub stored: u64,
     pub refused: Vec<(StorePath, DerivationError)>,
     pub missing: BTreeSet<StorePath>,
 }
@@ -113,11 +115,14 @@ impl quick_cache::Weighter<StorePath, Arc<Known>> for Weight {
 /// Keeps checked derivations.
 pub struct Derivations {
     cache: Arc<Cache>,
+    /// Texts are read back by one at a time: they may be many.
+    reading: tokio::sync::Mutex<()>,
 }
 
 impl Default for Derivations {
     fn default() -> Self {
-        Self { cache: Arc::new(Cache::with_weighter(KEPT, KEPT_BYTES, Weight)) }
+        let cache = Arc::new(Cache::with_weighter(KEPT, KEPT_BYTES, Weight));
+        Self { cache, reading: tokio::sync::Mutex::default() }
     }
 }
 
@@ -134,6 +139,10 @@ impl Derivations {
                 None => absent.push(path.clone()),
             }
         }
+        if absent.is_empty() {
+            return Ok(resolved);
+        }
+        let _one_at_a_time = self.reading.lock().await;
         let mut pending: Vec<(StorePath, Vec<u8>)> = Vec::new();
         let mut bytes = 0;
         // in pieces, so that the texts of a large closure aren't in memory all at once
@@ -203,6 +212,7 @@ impl Derivations {
         identity: i64,
         announced: &[StorePath],
         sent: Vec<(StorePath, Vec<u8>)>,
+        now: u64,
     ) -> Result<Taken, DbError> {
         let new: HashSet<&StorePath> = sent.iter().map(|(p, _)| p).collect();
         let before: Vec<StorePath> = announced.iter().filter(|p| !new.contains(p)).cloned().collect();
@@ -225,7 +235,7 @@ impl Derivations {
         })
         .await?;
         if !rows.is_empty() {
-            db.add_derivations(identity, &rows).await?;
+            taken.stored = db.add_derivations(identity, &rows, now).await?;
         }
         // those that came wait for others, which are named
         for row in &rows {
@@ -373,6 +383,8 @@ pub enum BodyError {
     Malformed(String),
     #[error("the derivations have more than {MAX_BODY} bytes; send them in several requests")]
     TooLarge,
+    #[error("the gateway has no memory for them beside what is under way")]
+    NoMemory,
 }
 
 impl BodyError {
@@ -380,12 +392,21 @@ impl BodyError {
         match self {
             Self::Malformed(_) => "derivations-malformed",
             Self::TooLarge => "derivations-too-large",
+            Self::NoMemory => "gateway-busy",
         }
     }
 }
 
 /// Reads the body of `POST /api/v1/pushes/ID/derivations` (see docs/protocol.md). Bounded before anything is allocated.
 pub fn read_body(body: &[u8]) -> Result<Vec<(StorePath, Vec<u8>)>, BodyError> {
+    read_body_within(body, |_| true)
+}
+
+/// [`read_body`], as long as there is room for so many bytes more.
+pub fn read_body_within(
+    body: &[u8],
+    mut room: impl FnMut(u64) -> bool,
+) -> Result<Vec<(StorePath, Vec<u8>)>, BodyError> {
     let malformed = |e: &dyn std::fmt::Display| BodyError::Malformed(e.to_string());
     let mut decoder = zstd::stream::read::Decoder::with_buffer(body).map_err(|e| malformed(&e))?;
     decoder.window_log_max(super::decompress::WINDOW_LOG).map_err(|e| malformed(&e))?;
@@ -418,6 +439,9 @@ pub fn read_body(body: &[u8]) -> Result<Vec<(StorePath, Vec<u8>)>, BodyError> {
         total += (name.len() + 6 + length) as u64;
         if length > MAX_DERIVATION || total > MAX_BODY {
             return Err(BodyError::TooLarge);
+        }
+        if !room((name.len() + length) as u64) {
+            return Err(BodyError::NoMemory);
         }
         let mut text = Vec::new();
         let got = reader.by_ref().take(length as u64).read_to_end(&mut text).map_err(|e| malformed(&e))?;

@@ -10,6 +10,7 @@ use std::{
 
 use pushgate_formats::{
     HashAlgo, NixHash, Sha256, StorePath,
+    api::MAX_REFERENCES,
     content_address::{
         ContentAddress, ContentHasher, Measure, Measured, SelfReferenceHasher, SelfReferenceHashes,
     },
@@ -25,6 +26,11 @@ use super::{
     quarantine::ScanSet,
     signature::SignatureValid,
 };
+use crate::limits::{Held, Memory};
+
+/// Paths found in one NAR that are kept. More than a claim can declare: a built output with so many is never right, and
+/// for others they don't matter.
+pub const MAX_HITS: usize = MAX_REFERENCES + 1;
 
 /// Listings larger than this, compressed, are not kept: the path is published without one. Bytes.
 const MAX_LISTING: usize = 4 << 20;
@@ -226,6 +232,25 @@ pub struct Examined {
     /// Contents of the single file, where they were asked for and have a derivation's form. An upload takes them out.
     #[serde(skip)]
     pub contents: Option<Vec<u8>>,
+    /// For as long as this is in memory.
+    #[serde(skip)]
+    held: Option<Arc<Held>>,
+}
+
+impl Examined {
+    /// Accounts for the memory that this takes; false where there isn't so much.
+    pub fn hold(&mut self, memory: &Memory) -> bool {
+        self.held = memory.take(self.memory()).map(Arc::new);
+        self.held.is_some()
+    }
+
+    /// Bytes of memory, as estimated: nearly all of it are paths with their share of a tree, and the listing.
+    pub fn memory(&self) -> u64 {
+        const EACH: usize = 120;
+        let paths = self.hits.len() + self.derivation_references.as_ref().map_or(0, BTreeSet::len);
+        let digests = self.digests.len() * 512;
+        (1024 + paths * EACH + digests + self.listing.as_ref().map_or(0, Listing::size)) as u64
+    }
 }
 
 /// A `.ls` listing in memory.
@@ -417,12 +442,13 @@ impl Pass {
             file_hash: Sha256([0; 32]),
             file_size: 0,
             scanned: self.scan.as_ref().map(|(set, _)| set.digest()),
-            hits: self.scan.map(|(_, s)| s.found().cloned().collect()).unwrap_or_default(),
+            hits: self.scan.map(|(_, s)| s.found().take(MAX_HITS).cloned().collect()).unwrap_or_default(),
             digests,
             listing: listing.finish().ok().and_then(BoundedZstd::finish),
             derivation_references,
             derivation_sought,
             contents: text,
+            held: None,
         })
     }
 }

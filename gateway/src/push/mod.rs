@@ -34,31 +34,33 @@ use crate::{
     caches::Cache,
     db::{NewClaim, PushAdded, PushKind, PushRow, RealisationRow},
     error::ApiError,
+    limits::{Counted, Held},
 };
 use announce::{AnnounceError, Sealed};
 use quarantine::ScanSet;
 use session::{ClaimState, Session, SessionError};
 
 /// Takes an announcement through stages 1 and 2 and finds out what it needs. The same announcement again gives the same
-/// push. `permit` is one of [`App::announcing`], held since before the body was read.
+/// push. `permit` is one of [`App::announcing`], held since before the body was read, and the memory for it.
 pub async fn announce(
     app: &Arc<App>,
     cache: &Arc<Cache>,
     raw: Vec<u8>,
-    permit: OwnedSemaphorePermit,
+    (permit, held): (OwnedSemaphorePermit, Held),
 ) -> Result<Arc<Session>, ApiError> {
     let db = app.db.as_ref();
-    // the permit goes into the blocking work, which goes on when the submitter goes away
-    let (permit, sealed) = blocking(move || Ok::<_, AnnounceError>((permit, Sealed::parse(raw)?))).await??;
+    // the permit goes into the blocking work, which goes on when the submitter goes away; so does the memory
+    let (permit, sealed, held) =
+        blocking(move || Ok::<_, AnnounceError>((permit, Sealed::parse(raw)?, held))).await??;
     let key = signature::signer(db, sealed.keyid()).await?;
     let public = key.key.clone();
-    let (announcement, signed) = blocking(move || {
+    let (announcement, signed, _held) = blocking(move || {
         let _permit = permit;
         signature::verify_envelope(&sealed, &public)?;
         let announcement = sealed.open()?;
         // the envelope again, which is cheap: no proof without it
         let signed = signature::verify(&announcement, &public)?;
-        Ok::<_, ApiError>((announcement, signed))
+        Ok::<_, ApiError>((announcement, signed, held))
     })
     .await??;
     let now = app.clock.now();
@@ -75,6 +77,10 @@ pub async fn announce(
         }
     }
     signature::check(&key, &app.gateway_id, &cache.name, now, &announcement)?;
+    let policy = cache.policy();
+    let (paths, bytes) = (announcement.claims().len(), announcement.raw().len() as u64);
+    bounded(app, key.identity, PushKind::Announcement, (paths, bytes), policy.limits.quarantine_size).await?;
+    let memory = app.sessions.memory(app, announcement.raw().len()).await?;
     let push = PushRow {
         id: crate::random::hex(12),
         digest: announcement.digest(),
@@ -90,7 +96,8 @@ pub async fn announce(
     // a realisation says which path an output came to: only rebuilds, submitters or approvals can back that
     let realisations: Vec<RealisationRow> =
         announcement.realisations().iter().map(|r| unproven_realisation(&r.id, &r.out_path)).collect();
-    let new = NewPush { push, signed, derivations: announcement.derivations().to_vec(), realisations };
+    let derivations = announcement.derivations().to_vec();
+    let new = NewPush { push, signed, derivations, realisations, memory };
     let first = first_states(app, cache, &new.signed).await?;
     match begin(app, cache, new, first).await? {
         Begun::New(session) => {
@@ -136,6 +143,8 @@ struct NewPush {
     signed: Vec<signature::SignatureValid>,
     derivations: Vec<StorePath>,
     realisations: Vec<RealisationRow>,
+    /// What the session takes.
+    memory: Held,
 }
 
 enum Begun {
@@ -152,7 +161,7 @@ async fn begin(
     (states, conflicts, notices): FirstStates,
 ) -> Result<Begun, ApiError> {
     let db = app.db.as_ref();
-    let NewPush { push, signed, derivations, realisations } = new;
+    let NewPush { push, signed, derivations, realisations, memory } = new;
     let claims: Vec<NewClaim> = signed
         .iter()
         .zip(&states)
@@ -168,13 +177,18 @@ async fn begin(
         PushAdded::Known => return Ok(Begun::Known),
         PushAdded::NonceUsed => return Ok(Begun::NonceUsed),
     };
-    let session = Session::new(&push, cache.clone(), signed, derivations, ids, states);
+    let mut session = Session::new(&push, cache.clone(), signed, derivations, ids, states, memory);
     session.progress().notices = notices;
     session.progress().realisations = realisations.into_iter().map(Into::into).collect();
     record_first_states(app, &session, conflicts).await?;
+    if !session.derivations.is_empty() {
+        // before it is asked which of them are here
+        db.use_derivations(push.identity, &session.derivations, push.created).await?;
+    }
+    let nars = quarantine::load(db, push.identity, &session.status().wanted).await?;
+    session.hold(app, &nars)?;
     let session = Arc::new(session);
-    let wanted = session.status().wanted;
-    for nar in quarantine::load(db, push.identity, &wanted).await?.values() {
+    for nar in nars.values() {
         session.arrived(nar);
     }
     refresh_derivations(app, &session).await?;
@@ -183,6 +197,52 @@ async fn begin(
         cache.report(&session.id);
     }
     Ok(Begun::New(session))
+}
+
+/// Bytes of open announcements that a submitter may have however small his quarantine is.
+const LEAST_ANNOUNCED: u64 = 1 << 20;
+
+/// Refuses what is more than a submitter may have open at once.
+async fn bounded(
+    app: &App,
+    identity: i64,
+    kind: PushKind,
+    (paths, bytes): (usize, u64),
+    most_bytes: u64,
+) -> Result<(), ApiError> {
+    let limits = &app.config.limits;
+    if paths > limits.paths {
+        return Err(AnnounceError::TooLarge { what: "paths", found: paths, most: limits.paths }.into());
+    }
+    let open = app.db.open_of(identity).await?;
+    let of = |what: &str, found: u64, most: u64| {
+        let mut error = ApiError::new(
+            http::StatusCode::TOO_MANY_REQUESTS,
+            "too-many-open",
+            format!(
+                "the submitter has {found} {what} that aren't decided yet; {most} are allowed: wait for some to be decided, or ask the admin"
+            ),
+        );
+        error.retry_after = Some(60);
+        error
+    };
+    // each path of stock Nix is a push: their paths are counted
+    if kind == PushKind::Announcement && open.pushes >= limits.open_pushes {
+        return Err(of("pushes", open.pushes, limits.open_pushes));
+    }
+    if open.paths + paths as u64 > limits.open_paths {
+        return Err(of("paths", open.paths, limits.open_paths));
+    }
+    // announcements are kept as evidence, and take room as NARs do
+    let most = most_bytes.max(LEAST_ANNOUNCED);
+    if open.bytes + bytes > most {
+        let message = format!(
+            "the submitter's announcements that aren't decided yet have {} bytes, with this one more than the {most} that are allowed: wait for held paths to be decided, or ask the admin",
+            open.bytes
+        );
+        return Err(ApiError::new(http::StatusCode::INSUFFICIENT_STORAGE, "quota-exceeded", message));
+    }
+    Ok(())
 }
 
 /// Runs what would hold up a thread of the runtime.
@@ -316,14 +376,15 @@ pub async fn take_derivations(
     let bytes = sent.iter().map(|(_, text)| text.len() as u64).sum();
     let paths: Vec<StorePath> = sent.iter().map(|(path, _)| path.clone()).collect();
     let (_, budget) = app.submitter(session.identity, session.cache.policy().limits.quarantine_size).await?;
-    if !budget.take(bytes) {
-        return Err(ApiError::new(
-            http::StatusCode::INSUFFICIENT_STORAGE,
-            "quota-exceeded",
-            format!("the submitter's quarantine is full ({} bytes are allowed)", budget.most),
-        ));
+    let mut counted = Counted::new(budget);
+    if !counted.take(bytes) {
+        return Err(ApiError::full(&counted.budget().refusal(bytes)));
     }
-    let taken = app.derivations.take(app.db.as_ref(), session.identity, &session.derivations, sent).await?;
+    let now = app.clock.now();
+    let taken =
+        app.derivations.take(app.db.as_ref(), session.identity, &session.derivations, sent, now).await?;
+    app.stored(session.identity, taken.stored).await;
+    drop(counted);
     refresh_derivations(app, session).await?;
     reject_for(app, session, &taken.refused).await?;
     session.evidence_came();

@@ -55,15 +55,15 @@ pub struct Quarantined {
 }
 
 /// Stores the rows of NARs whose pack is durable, and gives them as they are in quarantine now: one that another upload
-/// of the same submitter brought first stays where that put it. A crash before leaves a pack that no row names, which is
-/// swept; the client sends again.
+/// of the same submitter brought first stays where that put it. With them comes the number of bytes that came twice and
+/// aren't kept. A crash before leaves a pack that no row names, which is swept; the client sends again.
 pub async fn store(
     db: &dyn Db,
     blobs: &Arc<dyn Blobs>,
     identity: i64,
     expires: u64,
     nars: Vec<Arc<Quarantined>>,
-) -> Result<Vec<Arc<Quarantined>>, DbError> {
+) -> Result<(Vec<Arc<Quarantined>>, u64), DbError> {
     let rows: Vec<QuarantineRow> = nars
         .iter()
         .map(|nar| QuarantineRow {
@@ -80,13 +80,23 @@ pub async fn store(
     let (mut stored, second): (Vec<_>, Vec<_>) =
         nars.into_iter().partition(|nar| new.contains(&nar.examined.nar_hash));
     let known: Vec<Sha256> = second.iter().map(|nar| nar.examined.nar_hash).collect();
-    if let Some(pack) = second.first().map(|nar| nar.range.pack.clone()).filter(|_| stored.is_empty()) {
-        // best effort: what stays is swept at the next start
-        let blobs = blobs.clone();
-        let _ = tokio::task::spawn_blocking(move || blobs.remove_packs(&[pack])).await;
+    let twice = second.iter().map(|nar| nar.range.length).sum();
+    if !second.is_empty() {
+        let (blobs, alone) = (blobs.clone(), stored.is_empty());
+        let freed = tokio::task::spawn_blocking(move || {
+            let ranges: Vec<PackRange> = second.iter().map(|nar| nar.range.clone()).collect();
+            match ranges.first().filter(|_| alone) {
+                Some(range) => blobs.remove_packs(std::slice::from_ref(&range.pack)),
+                None => blobs.free(&ranges),
+            }
+        });
+        // best effort: what stays goes with its pack, or at the next start
+        if let Ok(Err(e)) = freed.await {
+            tracing::warn!(error = %e, "bytes that came twice stay for now");
+        }
     }
     stored.extend(load(db, identity, &known).await?.into_values());
-    Ok(stored)
+    Ok((stored, twice))
 }
 
 /// What a submitter has in quarantine of these NARs.

@@ -7,10 +7,13 @@ use super::{
     judge::{JudgeError, reveal},
     publish::Published,
 };
-use crate::{app::App, caches::Cache};
+use crate::{app::App, caches::Cache, db::Forgotten};
 
 /// How often what is open is looked at again, without anything having arrived.
 const TICK: Duration = Duration::from_secs(30);
+/// Ticks between two looks for what can be forgotten: an hour.
+const FORGETTING: u32 = 120;
+const DAY: u64 = 86_400;
 
 /// Removes half-written blobs, and packs that no row names. Before any upload is taken.
 pub async fn clean(app: &Arc<App>) -> Result<(), JudgeError> {
@@ -98,6 +101,7 @@ pub async fn tend(app: Arc<App>) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     tick.tick().await;
+    let mut ticks: u32 = 0;
     // what a crash kept from being freed shouldn't wait for the next tick
     app.sweep.notify_one();
     loop {
@@ -121,6 +125,12 @@ pub async fn tend(app: Arc<App>) {
             tracing::warn!(error = &e as &dyn std::error::Error, "sweeping failed");
         }
         if regular {
+            if ticks.is_multiple_of(FORGETTING)
+                && let Err(e) = forget(&app).await
+            {
+                tracing::warn!(error = &e as &dyn std::error::Error, "forgetting what ended failed");
+            }
+            ticks = ticks.wrapping_add(1);
             app.caches.reload_policies();
             if let Err(e) = judge_open(&app).await {
                 tracing::warn!(error = &e as &dyn std::error::Error, "looking at open pushes failed");
@@ -135,9 +145,31 @@ pub async fn stopped(stopping: &mut tokio::sync::watch::Receiver<bool>) {
     let _ = stopping.wait_for(|s| *s).await;
 }
 
+/// Forgets pushes that ended long ago, and derivations that no push has used since. Those that wait are never so old.
+pub async fn forget(app: &Arc<App>) -> Result<(), JudgeError> {
+    let longest = app.caches.all().iter().map(|c| c.policy().limits.quarantine_ttl).max().unwrap_or(0);
+    let keep = app.config.limits.keep_ended.max(longest.saturating_add(DAY));
+    let before = app.clock.now().saturating_sub(keep);
+    let mut all = Forgotten::default();
+    // in small steps: whoever pushes meanwhile waits for one of them at most
+    loop {
+        let some = app.freeing(app.db.forget(before), |forgotten| &forgotten.freed).await?;
+        if (some.pushes, some.derivations) == (0, 0) {
+            break;
+        }
+        all.pushes += some.pushes;
+        all.claims += some.claims;
+        all.derivations += some.derivations;
+    }
+    if all != Forgotten::default() {
+        tracing::info!(pushes = all.pushes, claims = all.claims, derivations = all.derivations, "forgotten");
+    }
+    Ok(())
+}
+
 /// Ends what ran out and frees what nothing needs. A crash between rows and packs leaves packs that the next start removes.
 pub async fn sweep(app: &Arc<App>) -> Result<(), JudgeError> {
-    let swept = app.db.sweep(app.clock.now()).await?;
+    let swept = app.freeing(app.db.sweep(app.clock.now()), |swept| &swept.freed).await?;
     for push in &swept.pushes {
         app.sessions.forget(push);
     }

@@ -8,6 +8,7 @@ use std::{
 
 use pushgate_formats::{
     Sha256, StorePath,
+    api::MAX_REFERENCES,
     derivation::{Kind, Method, OutputName, attrs::ReferenceSpec},
 };
 
@@ -280,6 +281,12 @@ fn built(
     }
     debug_assert!(declared.is_subset(scope.scan.members()));
     let hits = &examined.hits;
+    // of so many not all are kept: one that is missing there could be undeclared
+    if hits.len() > MAX_REFERENCES
+        && let Some(reference) = hits.difference(declared).next()
+    {
+        return Err(ReferenceError::Undeclared { path: path.clone(), reference: reference.clone() });
+    }
     if let Some(absent) = declared.difference(hits).next() {
         return Err(ReferenceError::Absent { path: path.clone(), reference: absent.clone() });
     }

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
 };
 
 use pushgate_formats::{
@@ -24,10 +25,17 @@ use crate::{
     app::App,
     caches::Cache,
     db::{ClaimRow, ClaimUpdate, DbError, PushKind, PushRow},
+    limits::Held,
 };
 
-/// Sessions kept in memory beside those in use.
+/// Sessions kept in memory beside those in use, as expected; how much memory they may take counts.
 const KEPT: usize = 256;
+/// What a session takes for each byte of its announcement: paths stand there in several lists.
+const TIMES: u64 = 4;
+/// What reading a stored announcement takes, likewise.
+const READING: u64 = 6;
+/// How long a judgement waits for memory.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
@@ -38,6 +46,8 @@ pub enum SessionError {
     Evidence { push: String, why: String },
     #[error("the cache `{0}` of a stored push is not configured")]
     Cache(String),
+    #[error("there is no memory for a push beside what is under way")]
+    NoMemory,
 }
 
 /// What a claim has come to.
@@ -70,6 +80,10 @@ pub struct Progress {
     pub evidence: u64,
     pub notices: Vec<String>,
     pub realisations: Vec<RealisationStatus>,
+    /// Where in [`Session::order`] a judgement that comes in parts goes on; 0 where none is under way.
+    pub judged: usize,
+    /// Whether something new came since such a judgement began.
+    pub again: bool,
 }
 
 /// A push under way.
@@ -93,6 +107,10 @@ pub struct Session {
     pub derivations: Vec<StorePath>,
     progress: Mutex<Progress>,
     changed: watch::Sender<u64>,
+    /// As long as it is in memory.
+    held: Held,
+    /// Bytes, as estimated.
+    bytes: u64,
 }
 
 impl std::fmt::Debug for Session {
@@ -110,7 +128,9 @@ impl Session {
         derivations: Vec<StorePath>,
         ids: Vec<i64>,
         claims: Vec<ClaimState>,
+        held: Held,
     ) -> Self {
+        let bytes = TIMES * push.envelope.len() as u64;
         let by_path: HashMap<StorePath, usize> =
             signed.iter().enumerate().map(|(i, s)| (s.path().clone(), i)).collect();
         let mut by_nar: HashMap<Sha256, Vec<usize>> = HashMap::new();
@@ -140,9 +160,21 @@ impl Session {
                 evidence: 0,
                 notices: Vec::new(),
                 realisations: Vec::new(),
+                judged: 0,
+                again: false,
             }),
             changed: watch::channel(0).0,
+            held,
+            bytes,
         }
+    }
+
+    /// Accounts for NARs that were read from the database.
+    pub fn hold(&mut self, app: &App, nars: &HashMap<Sha256, Arc<Quarantined>>) -> Result<(), SessionError> {
+        let bytes = nars.values().map(|nar| nar.examined.memory()).sum();
+        self.held.add(app.memory.take(bytes).ok_or(SessionError::NoMemory)?);
+        self.bytes += bytes;
+        Ok(())
     }
 
     /// Locks the changing part. Never held across an await.
@@ -317,21 +349,44 @@ fn references_first(signed: &[SignatureValid], by_path: &HashMap<StorePath, usiz
 /// The sessions in memory: one for each push, however many ask for it.
 pub struct Sessions {
     live: Mutex<HashMap<String, Weak<Session>>>,
-    kept: quick_cache::sync::Cache<String, Arc<Session>>,
+    kept: quick_cache::sync::Cache<String, Arc<Session>, Weight>,
     loading: tokio::sync::Mutex<()>,
 }
 
-impl Default for Sessions {
-    fn default() -> Self {
-        Self {
-            live: Mutex::default(),
-            kept: quick_cache::sync::Cache::new(KEPT),
-            loading: tokio::sync::Mutex::new(()),
-        }
+/// Weighs sessions by what they take in memory.
+#[derive(Clone)]
+struct Weight;
+
+impl quick_cache::Weighter<String, Arc<Session>> for Weight {
+    fn weight(&self, _: &String, session: &Arc<Session>) -> u64 {
+        session.bytes.max(1)
     }
 }
 
 impl Sessions {
+    /// Keeps so many bytes beside what is in use.
+    pub fn new(bytes: u64) -> Self {
+        Self {
+            live: Mutex::default(),
+            kept: quick_cache::sync::Cache::with_weighter(KEPT, bytes, Weight),
+            loading: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// Memory for the session of an announcement of so many bytes.
+    pub async fn memory(&self, app: &App, envelope: usize) -> Result<Held, SessionError> {
+        self.room(app, TIMES * envelope as u64, Duration::ZERO).await
+    }
+
+    /// So many bytes of memory. What is only kept gives way.
+    async fn room(&self, app: &App, bytes: u64, patience: Duration) -> Result<Held, SessionError> {
+        if let Some(held) = app.memory.take(bytes) {
+            return Ok(held);
+        }
+        self.kept.clear();
+        app.memory.wait(bytes, patience.max(Duration::from_millis(100))).await.ok_or(SessionError::NoMemory)
+    }
+
     fn peek(&self, id: &str) -> Option<Arc<Session>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner).get(id).and_then(Weak::upgrade)
     }
@@ -348,6 +403,20 @@ impl Sessions {
 
     /// The session of a push, rebuilt from evidence where it isn't in memory.
     pub async fn get(&self, app: &App, id: &str) -> Result<Option<Arc<Session>>, SessionError> {
+        self.get_within(app, id, Duration::ZERO).await
+    }
+
+    /// The same for one who can wait until there is memory for it.
+    pub async fn get_waiting(&self, app: &App, id: &str) -> Result<Option<Arc<Session>>, SessionError> {
+        self.get_within(app, id, PATIENCE).await
+    }
+
+    async fn get_within(
+        &self,
+        app: &App,
+        id: &str,
+        patience: Duration,
+    ) -> Result<Option<Arc<Session>>, SessionError> {
         if let Some(session) = self.peek(id) {
             self.kept.insert(session.id.clone(), session.clone());
             return Ok(Some(session));
@@ -357,7 +426,15 @@ impl Sessions {
             return Ok(Some(session));
         }
         let Some(push) = app.db.push(id).await? else { return Ok(None) };
-        let session = Arc::new(load(app, push).await?);
+        let length = push.envelope.len() as u64;
+        let held = self.room(app, TIMES * length, patience).await?;
+        let reading = self.room(app, READING * length, patience).await?;
+        let session = Arc::new(load(app, push, held).await?);
+        drop(reading);
+        // its announcement may have come to its end meanwhile: there is one session for all
+        if let Some(session) = self.peek(id) {
+            return Ok(Some(session));
+        }
         self.insert(session.clone());
         Ok(Some(session))
     }
@@ -370,7 +447,7 @@ impl Sessions {
 }
 
 /// Makes a session's proofs again from the stored envelope and the examined NARs.
-async fn load(app: &App, push: PushRow) -> Result<Session, SessionError> {
+async fn load(app: &App, push: PushRow, held: Held) -> Result<Session, SessionError> {
     let evidence = |why: String| SessionError::Evidence { push: push.id.clone(), why };
     let raw = push.envelope.clone();
     let key = push.key.clone();
@@ -393,9 +470,17 @@ async fn load(app: &App, push: PushRow) -> Result<Session, SessionError> {
         app.db.claims(&push.id).await?.into_iter().map(|row| (row.path.clone(), row)).collect();
     let (mut ids, mut states) = (Vec::new(), Vec::new());
     for proof in &signed {
-        let row = rows
-            .get(proof.path())
-            .ok_or_else(|| evidence(format!("it has no row for `{}`", proof.path())))?;
+        let Some(row) = rows.get(proof.path()) else {
+            if push.expires > app.clock.now() {
+                return Err(evidence(format!("it has no row for `{}`", proof.path())));
+            }
+            // of ended pushes only what was published is kept
+            let message =
+                format!("what became of `{}` isn't known any more: the push ended long ago", proof.path());
+            ids.push(0);
+            states.push(ClaimState::with(PathState::Rejected, "push-forgotten", message, vec![]));
+            continue;
+        };
         ids.push(row.id);
         let mut state = ClaimState {
             state: row.state,
@@ -416,9 +501,10 @@ async fn load(app: &App, push: PushRow) -> Result<Session, SessionError> {
         .ok()
         .flatten()
         .ok_or_else(|| SessionError::Cache(push.cache.clone()))?;
-    let session = Session::new(&push, cache, signed, derivations, ids, states);
+    let mut session = Session::new(&push, cache, signed, derivations, ids, states, held);
     let open: Vec<Sha256> = session.status().wanted;
     let nars = quarantine::load(app.db.as_ref(), push.identity, &open).await?;
+    session.hold(app, &nars)?;
     for nar in nars.values() {
         session.arrived(nar);
     }

@@ -1,18 +1,12 @@
 //! Streams the body of an upload into stages 3 and 4: unframes records, examines and stores each NAR in one pass, off the
 //! async threads. One bad NAR doesn't touch the others; a connection that breaks loses only the NAR that was under way.
 
-use std::{
-    collections::HashSet,
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-};
+use std::{collections::HashSet, io, sync::Arc};
 
 use pushgate_formats::{
     Sha256,
     api::{self, ErrorBody, NarResult, frame},
+    derivation::MAX_DERIVATION,
 };
 
 use super::{
@@ -20,9 +14,11 @@ use super::{
     quarantine::Quarantined,
     session::Session,
 };
+pub use crate::limits::Budget;
 use crate::{
     app::App,
     blobs::{Blobs, PackRange, PackWriter},
+    limits::{Counted, Held, Memory},
 };
 
 /// Records of one upload, refused ones included: no push wants more NARs than it has paths.
@@ -32,11 +28,18 @@ const MAX_LISTINGS: usize = 16 << 20;
 /// Texts of derivations that an upload keeps until they are taken out; those beyond count as not sent. Bytes.
 const MAX_TEXTS: usize = 64 << 20;
 
+/// Bytes that compressed data may have beyond the NAR's own: a zstd frame that compresses nothing adds a few to each block.
+const OVERHEAD: u64 = 64 << 10;
+
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
     /// The body can't be unframed any further.
     #[error("the upload is not framed as the protocol describes: {0}")]
     Framing(String),
+    #[error("the disk is nearly full")]
+    DiskFull,
+    #[error("no memory for a record")]
+    NoMemory,
     #[error("blob store")]
     Io(#[from] io::Error),
 }
@@ -45,7 +48,8 @@ pub enum UploadError {
 pub struct Upload {
     session: Arc<Session>,
     blobs: Arc<dyn Blobs>,
-    budget: Budget,
+    memory: Memory,
+    counted: Counted,
     pack: Option<Box<dyn PackWriter>>,
     /// Header or length bytes that came so far.
     partial: Vec<u8>,
@@ -58,6 +62,8 @@ pub struct Upload {
     /// Bytes of the listings in `done`.
     listings: usize,
     texts: Vec<(Sha256, Vec<u8>)>,
+    /// For the texts.
+    held: Held,
     /// Bytes of the texts.
     text_bytes: usize,
     pub results: Vec<NarResult>,
@@ -69,36 +75,23 @@ struct Record {
     start: u64,
     /// Bytes that were taken from the budget.
     counted: u64,
+    /// Bytes that may still come.
+    left: u64,
+    /// For the text, where it may be a derivation's.
+    held: Held,
     compression: Compression,
     /// `None` once the record is refused: the rest of it is read and dropped.
     examiner: Option<Box<Examiner>>,
     refused: Option<ErrorBody>,
 }
 
-/// Compressed bytes that the submitter may still put into quarantine. Shared by all uploads of the submitter; taken
-/// before bytes are stored.
-#[derive(Clone)]
-pub struct Budget {
-    pub used: Arc<AtomicU64>,
-    /// Bytes.
-    pub most: u64,
-}
-
-impl Budget {
-    /// False where they don't fit.
-    pub fn take(&self, bytes: u64) -> bool {
-        let before = self.used.fetch_add(bytes, Relaxed);
-        if before + bytes > self.most {
-            self.used.fetch_sub(bytes, Relaxed);
-            return false;
-        }
-        true
-    }
-
-    /// Counts down what was taken for bytes that aren't kept.
-    pub fn give_back(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Relaxed);
-    }
+/// What came of an upload that ended.
+pub struct Finished {
+    /// In a pack that is durable; no row names them yet.
+    pub nars: Vec<Arc<Quarantined>>,
+    pub results: Vec<NarResult>,
+    /// What the NARs took of the budget.
+    pub counted: Counted,
 }
 
 impl Upload {
@@ -106,7 +99,8 @@ impl Upload {
         Self {
             session,
             blobs: app.blobs.clone(),
-            budget,
+            memory: app.memory.clone(),
+            counted: Counted::new(budget),
             pack: None,
             partial: Vec::new(),
             record: None,
@@ -115,6 +109,7 @@ impl Upload {
             taken: HashSet::new(),
             listings: 0,
             texts: Vec::new(),
+            held: Held::default(),
             text_bytes: 0,
             results: Vec::new(),
         }
@@ -182,6 +177,16 @@ impl Upload {
         };
         let refused =
             message.map(|message| ErrorBody { code: "nar-not-wanted".to_owned(), message, path: None });
+        // compressed or not, more than that is no form of the NAR; of one that isn't wanted it is read over
+        let size = if refused.is_none() { plan.limit } else { self.session.cache.policy().limits.nar_size };
+        let left = size.saturating_add(size / 128).saturating_add(OVERHEAD);
+        let held = if refused.is_none() && plan.capture {
+            // the text, and what it is parsed into
+            let bytes = 3 * plan.limit.min(MAX_DERIVATION as u64);
+            self.memory.take(bytes).ok_or(UploadError::NoMemory)?
+        } else {
+            Held::default()
+        };
         if self.pack.is_none() {
             self.pack = Some(self.blobs.begin_pack()?);
         }
@@ -190,33 +195,43 @@ impl Upload {
             Some(_) => None,
             None => Some(Box::new(Examiner::new(compression, plan))),
         };
-        self.record = Some(Record { nar_hash, start, counted: 0, compression, examiner, refused });
+        self.record =
+            Some(Record { nar_hash, start, counted: 0, left, held, compression, examiner, refused });
         Ok(())
     }
 
     fn contents(&mut self, bytes: &[u8]) -> Result<(), UploadError> {
         let (Some(record), Some(pack)) = (&mut self.record, &mut self.pack) else { return Ok(()) };
-        let Some(examiner) = &mut record.examiner else { return Ok(()) };
-        let problem = if self.budget.take(bytes.len() as u64) {
+        let fits = record.left.checked_sub(bytes.len() as u64);
+        let Some(examiner) = &mut record.examiner else {
+            record.left = fits.ok_or_else(|| {
+                let nar = record.nar_hash;
+                UploadError::Framing(format!("the record of the NAR `{nar}`, which is refused, doesn't end"))
+            })?;
+            return Ok(());
+        };
+        record.left = fits.unwrap_or(0);
+        let problem = if fits.is_none() {
+            Some(ErrorBody {
+                code: "nar-too-large".to_owned(),
+                message: format!("the NAR `{}` comes in more bytes than it can have", record.nar_hash),
+                path: None,
+            })
+        } else if self.counted.take(bytes.len() as u64) {
             record.counted += bytes.len() as u64;
             examiner.feed(bytes).err().map(|e| body(&e, &record.nar_hash))
         } else {
-            Some(ErrorBody {
-                code: "quota-exceeded".to_owned(),
-                message: format!(
-                    "the submitter's quarantine is full ({} bytes are allowed): wait for held paths to be decided, or ask the admin",
-                    self.budget.most
-                ),
-                path: None,
-            })
+            Some(self.counted.budget().refusal(bytes.len() as u64))
         };
         match problem {
             None => pack.write(bytes)?,
             Some(problem) => {
+                // what is left of it is read over, so that the records behind it come in
+                record.left = record.left.max(self.session.cache.policy().limits.nar_size);
                 record.examiner = None;
                 record.refused = Some(problem);
                 pack.rollback(record.start)?;
-                self.budget.give_back(std::mem::take(&mut record.counted));
+                self.counted.give_back(std::mem::take(&mut record.counted));
             }
         }
         Ok(())
@@ -224,6 +239,7 @@ impl Upload {
 
     fn end(&mut self, aborted: Option<&str>) -> Result<(), UploadError> {
         let (Some(record), Some(pack)) = (self.record.take(), &mut self.pack) else { return Ok(()) };
+        let mut held = record.held;
         let outcome = match (record.refused, record.examiner, aborted) {
             (Some(refused), _, _) => Err(refused),
             (None, _, Some(why)) => Err(ErrorBody {
@@ -246,15 +262,19 @@ impl Upload {
         let error = match outcome {
             Ok(mut examined) => {
                 let size = examined.listing.as_ref().map_or(0, super::intake::Listing::size);
-                if self.listings + size <= MAX_LISTINGS {
+                if self.listings + size <= MAX_LISTINGS && examined.hold(&self.memory) {
                     self.listings += size;
                 } else {
                     examined.listing = None;
+                    if !examined.hold(&self.memory) {
+                        return Err(UploadError::NoMemory);
+                    }
                 }
                 if let Some(text) = examined.contents.take()
                     && self.text_bytes + text.len() <= MAX_TEXTS
                 {
                     self.text_bytes += text.len();
+                    self.held.add(std::mem::take(&mut held));
                     self.texts.push((record.nar_hash, text));
                 }
                 self.taken.insert(record.nar_hash);
@@ -268,7 +288,7 @@ impl Upload {
             }
             Err(error) => {
                 pack.rollback(record.start)?;
-                self.budget.give_back(record.counted);
+                self.counted.give_back(record.counted);
                 Some(error)
             }
         };
@@ -281,10 +301,10 @@ impl Upload {
         self.text_bytes
     }
 
-    /// The texts of NARs that are files with a derivation's form, by NAR hash: each once.
-    pub fn take_texts(&mut self) -> Vec<(Sha256, Vec<u8>)> {
+    /// The texts of NARs that are files with a derivation's form, by NAR hash: each once. With the memory that they take.
+    pub fn take_texts(&mut self) -> (Vec<(Sha256, Vec<u8>)>, Held) {
         self.text_bytes = 0;
-        std::mem::take(&mut self.texts)
+        (std::mem::take(&mut self.texts), std::mem::take(&mut self.held))
     }
 
     /// Whether the body ended where a record ended.
@@ -294,14 +314,15 @@ impl Upload {
 
     /// Makes what came whole durable, dropping a record that didn't. Blocks. A crash before it loses the upload, which the
     /// client repeats; one after it leaves a pack without rows, which is swept.
-    pub fn finish(mut self) -> io::Result<(Vec<Arc<Quarantined>>, Vec<NarResult>)> {
-        let Some(mut pack) = self.pack.take() else { return Ok((vec![], self.results)) };
+    pub fn finish(mut self) -> io::Result<Finished> {
+        let Self { results, mut counted, .. } = self;
+        let Some(mut pack) = self.pack.take() else { return Ok(Finished { nars: vec![], results, counted }) };
         if let Some(record) = self.record.take() {
             pack.rollback(record.start)?;
-            self.budget.give_back(record.counted);
+            counted.give_back(record.counted);
         }
         if self.done.is_empty() {
-            return Ok((vec![], self.results));
+            return Ok(Finished { nars: vec![], results, counted });
         }
         let name = pack.finish()?;
         let nars = self
@@ -312,7 +333,7 @@ impl Upload {
                 Arc::new(Quarantined { range, compression, examined })
             })
             .collect();
-        Ok((nars, self.results))
+        Ok(Finished { nars, results, counted })
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! Batches travel as one JSON parameter that `json_each` unfolds, so that a statement's cost doesn't grow with the rows.
 
+mod forget;
 mod identities;
 mod publications;
 mod pushes;
@@ -23,9 +24,10 @@ use sqlx::{
 use super::*;
 
 /// The migrations, embedded: number, name, text. (`sqlx::migrate!` would need sqlx's macros, which build SQLite twice.)
-const MIGRATIONS: [(i64, &str, &str); 2] = [
+const MIGRATIONS: [(i64, &str, &str); 3] = [
     (1, "start", include_str!("../../../../migrations/sqlite/0001_start.sql")),
     (2, "stock", include_str!("../../../../migrations/sqlite/0002_stock.sql")),
+    (3, "forgetting", include_str!("../../../../migrations/sqlite/0003_forgetting.sql")),
 ];
 
 fn migrator() -> Migrator {
@@ -217,11 +219,23 @@ impl Db for Sqlite {
     async fn quarantine_bytes(&self, identity: i64) -> Result<u64> {
         self.sum_quarantined(identity).await
     }
+    async fn quarantine_total(&self) -> Result<u64> {
+        self.sum_all_quarantined().await
+    }
+    async fn open_of(&self, identity: i64) -> Result<Open> {
+        self.count_open(identity).await
+    }
+    async fn owners(&self, pushes: &[String]) -> Result<HashMap<String, String>> {
+        self.list_owners(pushes).await
+    }
     async fn packs(&self) -> Result<HashSet<String>> {
         self.list_packs().await
     }
     async fn sweep(&self, now: u64) -> Result<Swept> {
         self.sweep_expired(now).await
+    }
+    async fn forget(&self, before: u64) -> Result<Forgotten> {
+        self.forget_ended(before).await
     }
 
     async fn derivations_sent(&self, identity: i64, paths: &[StorePath]) -> Result<HashSet<StorePath>> {
@@ -230,8 +244,11 @@ impl Db for Sqlite {
     async fn derivations(&self, paths: &[StorePath]) -> Result<Vec<DerivationRow>> {
         self.list_derivations(paths).await
     }
-    async fn add_derivations(&self, identity: i64, rows: &[DerivationRow]) -> Result<()> {
-        self.insert_derivations(identity, rows).await
+    async fn add_derivations(&self, identity: i64, rows: &[DerivationRow], now: u64) -> Result<u64> {
+        self.insert_derivations(identity, rows, now).await
+    }
+    async fn use_derivations(&self, identity: i64, paths: &[StorePath], now: u64) -> Result<()> {
+        self.touch_derivations(identity, paths, now).await
     }
 
     async fn add_facts(&self, rows: &[DerivationRow]) -> Result<()> {
@@ -268,11 +285,22 @@ impl Db for Sqlite {
     async fn has_derivation(&self, cache: &str, identity: i64, derivation: &StorePath) -> Result<bool> {
         self.names_derivation(cache, identity, derivation).await
     }
+    async fn derivations_at_hand(
+        &self,
+        cache: &str,
+        identity: i64,
+        paths: &[StorePath],
+    ) -> Result<HashSet<StorePath>> {
+        self.list_derivations_at_hand(cache, identity, paths).await
+    }
     async fn add_build_log(&self, row: &BuildLogRow, expires: u64) -> Result<()> {
         self.insert_build_log(row, expires).await
     }
     async fn ready_build_logs(&self, most: u32) -> Result<Vec<BuildLogRow>> {
         self.list_ready_build_logs(most).await
+    }
+    async fn build_log_bytes(&self, identity: i64) -> Result<u64> {
+        self.sum_build_logs(identity).await
     }
     async fn drop_build_logs(&self, rows: &[BuildLogRow]) -> Result<()> {
         self.delete_build_logs(rows).await

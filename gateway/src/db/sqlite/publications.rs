@@ -173,6 +173,23 @@ async fn append(tx: &mut SqliteConnection, judged: &Judged) -> Result<bool> {
     .bind(&rows)
     .execute(&mut *tx)
     .await?;
+    let derivers = judged.publications.iter().filter_map(|p| {
+        let lines = p.row.narinfo.lines();
+        lines.filter_map(|line| line.strip_prefix("Deriver: ")).next().map(str::to_owned)
+    });
+    let mut derivers: BTreeSet<String> = derivers.collect();
+    // a published derivation is evidence for whoever names it
+    let published = judged.publications.iter().map(|p| &p.row.path).filter(|p| p.is_derivation());
+    derivers.extend(published.map(|p| p.base_name().to_owned()));
+    if !derivers.is_empty() {
+        // what shows a published path to be right isn't forgotten
+        sqlx::query(
+            "UPDATE derivations SET evidence = 1 WHERE evidence = 0 AND path IN (SELECT value FROM json_each(?))",
+        )
+        .bind(Value::from_iter(derivers).to_string())
+        .execute(&mut *tx)
+        .await?;
+    }
     Ok(true)
 }
 

@@ -198,6 +198,30 @@ impl Sqlite {
         rows.iter().map(claim_row).collect()
     }
 
+    pub(super) async fn count_open(&self, identity: i64) -> Result<Open> {
+        let row = sqlx::query(
+            "WITH open AS (SELECT push, count(*) AS paths FROM claims \
+             WHERE identity = ? AND state IN ('wanted', 'checking', 'held') GROUP BY push) \
+             SELECT coalesce(sum(p.kind = 'announcement'), 0), coalesce(sum(paths), 0), \
+             coalesce(sum(length(p.envelope)), 0) FROM open JOIN pushes p ON p.id = open.push",
+        )
+        .bind(identity)
+        .fetch_one(&self.read)
+        .await?;
+        Ok(Open { pushes: time(row.try_get(0)?), paths: time(row.try_get(1)?), bytes: time(row.try_get(2)?) })
+    }
+
+    pub(super) async fn list_owners(&self, pushes: &[String]) -> Result<HashMap<String, String>> {
+        let rows = sqlx::query(
+            "SELECT p.id, coalesce('owner ' || i.owner, 'identity ' || i.id) FROM json_each(?) AS asked \
+             CROSS JOIN pushes p ON p.id = asked.value JOIN identities i ON i.id = p.identity",
+        )
+        .bind(Value::from(pushes).to_string())
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    }
+
     pub(super) async fn list_open_pushes(&self) -> Result<Vec<(String, String)>> {
         let rows = sqlx::query(
             "SELECT DISTINCT p.cache, p.id FROM claims c JOIN pushes p ON p.id = c.push \

@@ -19,7 +19,7 @@ impl Sqlite {
 
     pub(super) async fn find_token(&self, hash: &Sha256) -> Result<Option<TokenHolder>> {
         let row = sqlx::query(
-            "SELECT t.identity, i.name, i.role, i.frozen, t.cache, t.expires, t.revoked \
+            "SELECT t.identity, i.name, i.role, i.frozen, t.cache, t.expires, t.revoked, i.owner \
              FROM tokens t JOIN identities i ON i.id = t.identity WHERE t.hash = ?",
         )
         .bind(hash.base32())
@@ -34,6 +34,7 @@ impl Sqlite {
             cache: row.try_get(4)?,
             expires: row.try_get::<Option<i64>, _>(5)?.map(time),
             revoked: row.try_get::<Option<i64>, _>(6)?.map(time),
+            owner: row.try_get(7)?,
         }))
     }
 
@@ -174,6 +175,35 @@ impl Sqlite {
         .fetch_optional(&self.read)
         .await?;
         Ok(found.is_some())
+    }
+
+    pub(super) async fn list_derivations_at_hand(
+        &self,
+        cache: &str,
+        identity: i64,
+        paths: &[StorePath],
+    ) -> Result<HashSet<StorePath>> {
+        let rows: Vec<String> = sqlx::query_scalar(
+            "SELECT d.path FROM json_each(?3) AS asked CROSS JOIN derivations d ON d.path = asked.value WHERE \
+             EXISTS (SELECT 1 FROM derivation_senders s WHERE s.identity = ?1 AND s.path = d.path) OR \
+             EXISTS (SELECT 1 FROM published p WHERE p.cache = ?2 AND p.hash_part = substr(d.path, 1, 32) \
+             AND p.path = d.path)",
+        )
+        .bind(identity)
+        .bind(cache)
+        .bind(paths_json(paths))
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(|p| path(p)).collect()
+    }
+
+    pub(super) async fn sum_build_logs(&self, identity: i64) -> Result<u64> {
+        let sum: i64 =
+            sqlx::query_scalar("SELECT coalesce(sum(length(text)), 0) FROM build_logs WHERE identity = ?")
+                .bind(identity)
+                .fetch_one(&self.read)
+                .await?;
+        Ok(time(sum))
     }
 
     pub(super) async fn insert_build_log(&self, row: &BuildLogRow, expires: u64) -> Result<()> {

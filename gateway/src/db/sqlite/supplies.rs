@@ -3,12 +3,12 @@
 use futures_util::TryStreamExt as _;
 use serde_json::json;
 
-use super::*;
+use super::{forget::by_identity, *};
 
 /// Rows of one insertion with blobs, which JSON can't carry.
 const ROWS: usize = 200;
 /// Texts of derivations that are read at once. Bytes.
-const TEXTS: usize = 32 << 20;
+const TEXTS: usize = 16 << 20;
 
 pub(super) fn quarantine_row(row: &SqliteRow) -> Result<QuarantineRow> {
     Ok(QuarantineRow {
@@ -75,7 +75,7 @@ impl Sqlite {
     pub(super) async fn sum_quarantined(&self, identity: i64) -> Result<u64> {
         let sum: Option<i64> = sqlx::query_scalar(
             "SELECT derivation_bytes + coalesce((SELECT sum(length) FROM quarantine WHERE identity = ?1), 0) \
-             + coalesce((SELECT sum(length(text)) FROM build_logs WHERE identity = ?1), 0) FROM identities WHERE id = ?1",
+             FROM identities WHERE id = ?1",
         )
         .bind(identity)
         .fetch_one(&self.read)
@@ -122,13 +122,14 @@ impl Sqlite {
         }
         let before: Vec<String> =
             sqlx::query_scalar("SELECT DISTINCT pack FROM quarantine").fetch_all(&mut *tx).await?;
-        sqlx::query(
+        let gone = sqlx::query(
             "DELETE FROM quarantine WHERE NOT EXISTS (SELECT 1 FROM claims c WHERE c.nar_hash = quarantine.nar_hash \
              AND c.identity = quarantine.identity AND c.state IN ('wanted', 'checking', 'held')) \
              AND NOT EXISTS (SELECT 1 FROM stock_nars s WHERE s.nar_hash = quarantine.nar_hash \
-             AND s.identity = quarantine.identity)",
+             AND s.identity = quarantine.identity) \
+             RETURNING identity, length",
         )
-        .execute(&mut *tx)
+        .fetch_all(&mut *tx)
         .await?;
         let after: HashSet<String> = sqlx::query_scalar("SELECT DISTINCT pack FROM quarantine")
             .fetch_all(&mut *tx)
@@ -137,10 +138,36 @@ impl Sqlite {
             .collect();
         tx.commit().await?;
         Ok(Swept {
+            freed: by_identity(&gone)?,
             pushes,
             expired_claims: ended.rows_affected(),
             packs: before.into_iter().filter(|p| !after.contains(p)).collect(),
         })
+    }
+
+    pub(super) async fn sum_all_quarantined(&self) -> Result<u64> {
+        let sum: i64 = sqlx::query_scalar(
+            "SELECT coalesce((SELECT sum(derivation_bytes) FROM identities), 0) \
+             + coalesce((SELECT sum(length) FROM quarantine), 0)",
+        )
+        .fetch_one(&self.read)
+        .await?;
+        Ok(time(sum))
+    }
+
+    pub(super) async fn touch_derivations(&self, identity: i64, paths: &[StorePath], now: u64) -> Result<()> {
+        // a day more or less doesn't matter, and most pushes then write nothing
+        sqlx::query(
+            "UPDATE derivation_senders SET used = ?1 WHERE identity = ?2 AND used < ?3 \
+             AND path IN (SELECT value FROM json_each(?4))",
+        )
+        .bind(sql(now))
+        .bind(identity)
+        .bind(sql(now.saturating_sub(86_400)))
+        .bind(paths_json(paths))
+        .execute(&self.write)
+        .await?;
+        Ok(())
     }
 
     pub(super) async fn list_derivations_sent(
@@ -185,7 +212,12 @@ impl Sqlite {
     }
 
     /// One transaction: a crash leaves all of the batch or nothing of it.
-    pub(super) async fn insert_derivations(&self, identity: i64, rows: &[DerivationRow]) -> Result<()> {
+    pub(super) async fn insert_derivations(
+        &self,
+        identity: i64,
+        rows: &[DerivationRow],
+        now: u64,
+    ) -> Result<u64> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
         let mut compressor = zstd::bulk::Compressor::new(1).map_err(sqlx::Error::Io)?;
         let known: Vec<String> = sqlx::query_scalar(
@@ -208,22 +240,28 @@ impl Sqlite {
             .await?;
         // many rows a statement: each statement is a trip to the database's thread and back
         for (rows, texts) in rows.chunks(ROWS).zip(texts.chunks(ROWS)) {
-            let mut query = sqlx::QueryBuilder::new("INSERT INTO derivations (path, text, facts) ");
+            let mut query = sqlx::QueryBuilder::new("INSERT INTO derivations (path, text, facts, payer) ");
             query.push_values(rows.iter().zip(texts), |mut values, (row, text)| {
-                values.push_bind(row.path.base_name()).push_bind(text).push_bind(row.facts.as_deref());
+                values
+                    .push_bind(row.path.base_name())
+                    .push_bind(text)
+                    .push_bind(row.facts.as_deref())
+                    .push_bind(identity);
             });
             query.push(" ON CONFLICT (path) DO UPDATE SET facts = coalesce(facts, excluded.facts)");
             query.build().execute(&mut *tx).await?;
         }
         sqlx::query(
-            "INSERT OR IGNORE INTO derivation_senders (identity, path) SELECT ?1, value FROM json_each(?2)",
+            "INSERT INTO derivation_senders (identity, path, used) SELECT ?1, value, ?3 FROM json_each(?2) \
+             WHERE true ON CONFLICT DO UPDATE SET used = excluded.used",
         )
         .bind(identity)
         .bind(paths_json(rows.iter().map(|r| &r.path)))
+        .bind(sql(now))
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
-        Ok(())
+        Ok(bytes)
     }
 
     pub(super) async fn set_facts(&self, rows: &[DerivationRow]) -> Result<()> {

@@ -27,8 +27,10 @@ use crate::{
         pushes::plain_encoding,
         upload::{Rate, next_pieces},
     },
+    limits::Counted,
     push::{
         intake::Compression,
+        quarantine::Quarantined,
         stock::{
             self, Pusher,
             beside::{self, MAX_REALISATION},
@@ -56,7 +58,7 @@ pub async fn put(
     match file {
         File::Info => Err(ApiError::forbidden("nix-cache-info is the gateway's own")),
         File::NarInfo(part) => {
-            let text = small(request, MAX_NARINFO, "narinfo-malformed").await?;
+            let text = small(&app, request, MAX_NARINFO, "narinfo-malformed").await?;
             Ok(words(&stock::take_narinfo(&app, &pusher, &part, text).await?))
         }
         File::Nar(hash, compression) => nar(app, pusher, (hash, compression), request).await,
@@ -77,17 +79,17 @@ pub async fn put(
         }
         File::DebugInfo => dropped(request).await,
         File::Log(derivation) => {
-            let text = small(request, MAX_BUILD_LOG, "log-too-large").await?;
+            let text = small(&app, request, MAX_BUILD_LOG, "log-too-large").await?;
             beside::take_log(&app, &pusher, derivation, text).await?;
             Ok("taken\n".to_owned())
         }
         File::Realisation(id) => {
-            let text = small(request, MAX_REALISATION, "realisation-malformed").await?;
+            let text = small(&app, request, MAX_REALISATION, "realisation-malformed").await?;
             beside::take_realisation(&app, &pusher, &id, &text).await?;
             Ok("held\n".to_owned())
         }
         File::Trace(derivation, output) => {
-            let text = small(request, MAX_REALISATION, "realisation-malformed").await?;
+            let text = small(&app, request, MAX_REALISATION, "realisation-malformed").await?;
             beside::take_trace(&app, &pusher, &derivation, &output, &text).await?;
             Ok("held\n".to_owned())
         }
@@ -106,7 +108,7 @@ fn words(status: &PathStatus) -> String {
 }
 
 /// Reads a small file, whole and decoded.
-async fn small(request: Request, most: usize, code: &'static str) -> Result<Vec<u8>, ApiError> {
+async fn small(app: &App, request: Request, most: usize, code: &'static str) -> Result<Vec<u8>, ApiError> {
     let encoding = match request.headers().get(CONTENT_ENCODING) {
         None => None,
         Some(value) => Some(clean(&String::from_utf8_lossy(value.as_bytes()))),
@@ -118,6 +120,12 @@ async fn small(request: Request, most: usize, code: &'static str) -> Result<Vec<
     if let Some(length) = content_length(&request).filter(|length| *length > most as u64) {
         return Err(too_large(&length));
     }
+    // as sent and decoded
+    let expected = match (&encoding, content_length(&request)) {
+        (None, Some(length)) => 2 * length,
+        _ => 2 * most as u64,
+    };
+    let _held = app.memory.take(expected).ok_or_else(ApiError::no_memory)?;
     let mut body = request.into_body().into_data_stream();
     let read = async {
         let mut raw = Vec::new();
@@ -186,21 +194,19 @@ async fn nar(
 ) -> Result<String, ApiError> {
     plain_encoding(&request)?;
     let limits = pusher.cache.policy().limits.clone();
+    let place = app.place_of(pusher.identity, pusher.owner.as_deref())?;
+    app.disk_has_room().await?;
     let (submitter, budget) = app.submitter(pusher.identity, limits.quarantine_size).await?;
-    let busy =
-        |whose: &str| ApiError::busy(format!("too many uploads at once of {whose}; try again in a moment"));
-    let all = app.uploads.clone().try_acquire_owned().map_err(|_| busy("all submitters"))?;
-    let own = submitter.uploads.clone().try_acquire_owned().map_err(|_| busy("this submitter"))?;
     let announced = content_length(&request);
     let body = request.into_body();
     // a task of its own: what came whole is kept also when the client is gone
     let task = tokio::spawn(async move {
-        let _held = (all, own, submitter, budget.clone());
+        let _held = (place, submitter, budget.clone());
         let file = NarFile::begin(&app, named, limits.nar_size, budget, announced)?;
-        let nar = receive(&app, file, body).await?;
+        let (nar, counted) = receive(&app, file, body).await?;
         metrics::counter!("pushgate_nars_taken_total").increment(1);
         metrics::counter!("pushgate_bytes_taken_total").increment(nar.range.length);
-        stock::nar::store(&app, &pusher, nar).await?;
+        stock::nar::store(&app, &pusher, nar, counted).await?;
         Ok("taken; its narinfo says what it is\n".to_owned())
     });
     task.await.map_err(|e| ApiError::unavailable(&e))?
@@ -210,20 +216,26 @@ async fn receive(
     app: &Arc<App>,
     mut file: NarFile,
     body: Body,
-) -> Result<Arc<crate::push::quarantine::Quarantined>, ApiError> {
+) -> Result<(Arc<Quarantined>, Counted), ApiError> {
     let mut stream = body.into_data_stream();
     let mut rate = Rate::new(app);
     while let Some(pieces) = next_pieces(&mut stream, &mut rate).await? {
         let permit = app.examining.clone().acquire_owned().await;
+        let disk = app.clone();
         file = tokio::task::spawn_blocking(move || {
             let _permit = permit;
+            // each time: others fill the disk too
+            if !disk.disk.has_room() {
+                return Err(NarFileError::DiskFull);
+            }
             pieces.iter().try_for_each(|piece| file.feed(piece))?;
-            Ok::<_, NarFileError>(file)
+            Ok(file)
         })
         .await
         .map_err(|e| ApiError::unavailable(&e))??;
     }
-    let nar =
-        tokio::task::spawn_blocking(move || file.finish()).await.map_err(|e| ApiError::unavailable(&e))??;
-    Ok(nar)
+    tokio::task::spawn_blocking(move || file.finish())
+        .await
+        .map_err(|e| ApiError::unavailable(&e))?
+        .map_err(ApiError::from)
 }

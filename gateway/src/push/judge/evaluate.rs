@@ -22,6 +22,8 @@ use crate::{
 
 /// Paths that one claim waits on at most; when they have come the others are found.
 pub(super) const WAITS: usize = 64;
+/// Largest listing that is kept of a NAR that was read again. Bytes.
+const LISTING: usize = 2 << 10;
 /// Claims of one NAR that refer to themselves at most: bytes hold one path's hash, so more than one are lies, and each
 /// costs a pass over the bytes.
 const SELVES: usize = 4;
@@ -46,6 +48,20 @@ pub(super) fn open_claims(session: &Session) -> Vec<usize> {
             && progress.nars[*i].is_some()
     };
     session.order.iter().copied().filter(open).collect()
+}
+
+/// The next of them, at most so many, and where in [`Session::order`] the rest begins; 0 where there is none.
+pub(super) fn open_part(session: &Session, most: usize) -> (Vec<usize>, usize) {
+    let open: std::collections::HashSet<usize> = open_claims(session).into_iter().collect();
+    let from = session.progress().judged;
+    let mut part = Vec::new();
+    for (at, i) in session.order.iter().enumerate().skip(from).filter(|(_, i)| open.contains(i)) {
+        if part.len() == most {
+            return (part, at);
+        }
+        part.push(*i);
+    }
+    (part, 0)
 }
 
 /// Claims whose bytes nobody seems to send: the client went away, and another push may have brought the path. None while
@@ -289,6 +305,9 @@ fn examined_again(
         e if e.is_damage() => damaged(),
         e => e.into(),
     })?;
+    let mut examined = examined;
+    // unaccounted memory: a large one is made again at publishing
+    examined.listing = examined.listing.filter(|listing| listing.size() <= LISTING);
     let fresh = Arc::new(Quarantined { range: old.range.clone(), compression: old.compression, examined });
     let mut progress = session.progress();
     for j in claims.iter().filter(|j| **j != i) {

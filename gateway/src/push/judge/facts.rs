@@ -9,8 +9,8 @@ use pushgate_formats::{StorePath, api::PathState, derivation::Kind};
 use pushgate_policies::{Closure, Policy};
 
 use super::{
-    JudgeError,
-    evaluate::{open_claims, unsent_claims},
+    JudgeError, PART,
+    evaluate::{open_claims, open_part, unsent_claims},
 };
 use crate::{
     app::App,
@@ -30,6 +30,8 @@ pub(super) struct Facts {
     pub(super) policy: Arc<Policy>,
     /// By push: the claims that the facts are about. What arrives later is judged later: nothing was looked up for it.
     pub(super) open: HashMap<String, HashSet<usize>>,
+    /// By push: where its judgement goes on; 0 where this is its end.
+    pub(super) next: HashMap<String, usize>,
     pub(super) evidence: HashMap<String, u64>,
     pub(super) served: Served,
     /// Published under the hash part, whatever the name.
@@ -49,6 +51,7 @@ pub(super) async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) 
     let mut facts = Facts {
         policy: cache.policy(),
         open: HashMap::new(),
+        next: HashMap::new(),
         evidence: HashMap::new(),
         served: Served::default(),
         taken: HashMap::new(),
@@ -59,6 +62,7 @@ pub(super) async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) 
         barred: HashMap::new(),
     };
     let (mut paths, mut own) = (BTreeSet::new(), BTreeSet::new());
+    let shares = shares(sessions);
     for session in sessions {
         let key = app.db.key(&session.key.bytes()).await?;
         let allowed = key.map_or_else(
@@ -84,8 +88,10 @@ pub(super) async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) 
         let (mut derivers, mut built) = (false, BTreeSet::new());
         // before anything is looked up: what comes meanwhile makes the judgement out of date
         facts.evidence.insert(session.id.clone(), session.progress().evidence);
+        let (part, next) = open_part(session, shares.get(&session.id).copied().unwrap_or(0));
+        facts.next.insert(session.id.clone(), next);
         let open = facts.open.entry(session.id.clone()).or_default();
-        open.extend(open_claims(session));
+        open.extend(part);
         for i in open.iter() {
             let claim = session.signed[*i].claim();
             own.insert(claim.path.clone());
@@ -97,13 +103,15 @@ pub(super) async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) 
             }
         }
         if derivers {
-            let sent =
-                app.db.derivations_sent(session.identity, &built.into_iter().collect::<Vec<_>>()).await?;
+            let sent = app
+                .db
+                .derivations_at_hand(&cache.name, session.identity, &built.into_iter().collect::<Vec<_>>())
+                .await?;
             let mut resolved = app.derivations.resolve(app.db.as_ref(), &session.derivations).await?;
-            // a deriver counts for this submitter only if he sent it: nobody learns what others have sent
+            // a deriver counts for this submitter only if he sent it or all can read it: nobody learns what others have sent
             let announced: BTreeSet<&StorePath> = session.derivations.iter().collect();
             let more: Vec<StorePath> = sent.iter().filter(|d| !announced.contains(d)).cloned().collect();
-            resolve_unannounced(app, session.identity, more, &mut resolved).await?;
+            resolve_unannounced(app, cache, session.identity, more, &mut resolved).await?;
             for derivation in &session.progress().wanted_derivations {
                 resolved.known.remove(derivation);
                 resolved.missing.insert(derivation.clone());
@@ -127,10 +135,27 @@ pub(super) async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) 
     Ok(facts)
 }
 
+/// How many claims of each push are judged now: the same number of each, and more where others have fewer, so that a large
+/// one doesn't hold up the small ones beside it, nor those that come after it.
+fn shares(sessions: &[Arc<Session>]) -> HashMap<String, usize> {
+    let mut counts: Vec<(usize, &Arc<Session>)> =
+        sessions.iter().map(|session| (open_claims(session).len(), session)).collect();
+    counts.sort_by_key(|(count, _)| *count);
+    let (mut left, mut pushes) = (PART, counts.len());
+    let share = |(count, session): (usize, &Arc<Session>)| {
+        let share = count.min((left / pushes).max(1));
+        left = left.saturating_sub(share);
+        pushes -= 1;
+        (session.id.clone(), share)
+    };
+    counts.into_iter().map(share).collect()
+}
+
 /// Adds derivations that a submitter sent without announcing them with this push, and of their inputs those that he sent
 /// too.
 async fn resolve_unannounced(
     app: &App,
+    cache: &Cache,
     identity: i64,
     mut more: Vec<StorePath>,
     resolved: &mut Resolved,
@@ -153,7 +178,7 @@ async fn resolve_unannounced(
             .collect();
         resolved.known.extend(found.known);
         let inputs: Vec<StorePath> = inputs.into_iter().collect();
-        more = app.db.derivations_sent(identity, &inputs).await?.into_iter().collect();
+        more = app.db.derivations_at_hand(&cache.name, identity, &inputs).await?.into_iter().collect();
     }
     if unchecked {
         let asked: Vec<StorePath> = asked.into_iter().collect();

@@ -1,14 +1,16 @@
 //! Brings claims as far as they can get: provenance, decision, references, closure, and publishes those that have all
-//! proofs. One task for each cache does it, for whatever pushes were reported since it last looked, in one batch: on the
-//! hot path, after a restart, when something that a claim waited for arrived.
+//! proofs. One task for each cache does it, for whatever pushes were reported since it last looked, in batches: on the
+//! hot path, after a restart, when something that a claim waited for arrived. Owners take turns, and a large push is judged
+//! in parts, so that nobody waits for another's whole queue.
 //!
 //! `facts` asks database and upstreams, `evaluate` judges by the answers and asks nobody, `settle` carries out.
 
 mod evaluate;
 mod facts;
 mod settle;
+mod turns;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 
@@ -23,9 +25,14 @@ use evaluate::evaluate;
 use facts::{gather, look_up};
 pub use settle::reveal;
 use settle::{settle, step_back};
+use turns::Turns;
 
 /// Pushes judged together at most.
 const BATCH: usize = 64;
+/// Claims judged together at most.
+const PART: usize = 2000;
+/// Paths of pushes judged together at most, but for one push: what is asked for a push grows with all of its paths.
+const PATHS: usize = 10 * PART;
 /// How long a push whose judgement failed waits for another.
 const AGAIN: Duration = Duration::from_secs(2);
 /// Rounds of looking up what a judgement found that it needs.
@@ -51,37 +58,60 @@ pub enum JudgeError {
 
 /// The task of one cache. Ends when the gateway stops.
 pub async fn run(app: Arc<App>, cache: Arc<Cache>, mut queue: mpsc::UnboundedReceiver<String>) {
-    let mut reported = Vec::new();
+    let (mut reported, mut turns) = (Vec::new(), Turns::default());
+    // judged in part: where they stopped would be forgotten with them
+    let mut unfinished: HashMap<String, Arc<Session>> = HashMap::new();
     let mut stopping = app.stopping.subscribe();
     loop {
-        let stop = tokio::select! {
-            n = queue.recv_many(&mut reported, BATCH) => n == 0,
-            () = recover::stopped(&mut stopping) => {
-                // what is reported but not judged is found again at the next start
-                while reported.len() < BATCH && let Ok(id) = queue.try_recv() {
-                    reported.push(id);
+        let mut stop = *stopping.borrow();
+        if turns.is_empty() && !stop {
+            stop = tokio::select! {
+                n = queue.recv_many(&mut reported, BATCH) => n == 0,
+                () = recover::stopped(&mut stopping) => true,
+            };
+        }
+        // what is reported but not judged when the gateway stops is found again at the next start
+        while let Ok(id) = queue.try_recv() {
+            reported.push(id);
+        }
+        let owners = app.db.owners(&reported).await.unwrap_or_else(|e| {
+            tracing::warn!(
+                error = &e as &dyn std::error::Error,
+                "pushes are judged in the order that they came"
+            );
+            HashMap::new()
+        });
+        for id in reported.drain(..) {
+            turns.add(owners.get(&id).cloned().unwrap_or_default(), id);
+        }
+        let ids: Vec<(String, bool)> =
+            turns.next(BATCH).into_iter().map(|id| (id.clone(), cache.taken(&id))).collect();
+        if !ids.is_empty() {
+            let held: Vec<Arc<Session>> = ids.iter().filter_map(|(id, _)| unfinished.remove(id)).collect();
+            match judge(&app, &cache, &ids).await {
+                Ok(left) => unfinished.extend(left.into_iter().map(|session| (session.id.clone(), session))),
+                // one of them may be at fault: each by itself, so that it holds up no other
+                Err(_) if !stop => {
+                    for (id, new) in ids {
+                        match judge(&app, &cache, &[(id.clone(), new)]).await {
+                            Ok(left) => unfinished.extend(left.into_iter().map(|s| (s.id.clone(), s))),
+                            Err(e) => {
+                                tracing::error!(
+                                    cache = cache.name,
+                                    push = id,
+                                    error = &e as &dyn std::error::Error,
+                                    "judging failed; the push is judged again with those that are open"
+                                );
+                                metrics::counter!("pushgate_judge_failures_total", "cache" => cache.name.clone())
+                                    .increment(1);
+                                try_again(&app, &cache, id);
+                            }
+                        }
+                    }
                 }
-                true
+                Err(_) => {}
             }
-        };
-        let ids: BTreeSet<String> = reported.drain(..).collect();
-        ids.iter().for_each(|id| cache.taken(id));
-        if !ids.is_empty() && judge(&app, &cache, &ids).await.is_err() && !stop {
-            // one of them may be at fault: each by itself, so that it holds up no other
-            for id in ids {
-                let alone = BTreeSet::from([id.clone()]);
-                if let Err(e) = judge(&app, &cache, &alone).await {
-                    tracing::error!(
-                        cache = cache.name,
-                        push = id,
-                        error = &e as &dyn std::error::Error,
-                        "judging failed; the push is judged again with those that are open"
-                    );
-                    metrics::counter!("pushgate_judge_failures_total", "cache" => cache.name.clone())
-                        .increment(1);
-                    try_again(&app, &cache, id);
-                }
-            }
+            drop(held);
         }
         if stop {
             return;
@@ -100,15 +130,41 @@ fn try_again(app: &Arc<App>, cache: &Arc<Cache>, id: String) {
     });
 }
 
-async fn judge(app: &Arc<App>, cache: &Arc<Cache>, ids: &BTreeSet<String>) -> Result<(), JudgeError> {
+/// Judges a part of these pushes, each with whether something new is to be judged. Gives those whose judgement goes on.
+async fn judge(
+    app: &Arc<App>,
+    cache: &Arc<Cache>,
+    ids: &[(String, bool)],
+) -> Result<Vec<Arc<Session>>, JudgeError> {
     let started = tokio::time::Instant::now();
     // nothing is published upon what isn't visible
     recover::finish_unrevealed(app).await?;
     let mut sessions = Vec::new();
-    for id in ids {
-        match app.sessions.get(app, id).await {
-            Ok(Some(session)) => sessions.push(session),
+    let mut paths = 0;
+    for (id, new) in ids {
+        if paths > PATHS {
+            if *new {
+                cache.report(id)
+            } else {
+                cache.go_on(id)
+            }
+            continue;
+        }
+        // one at least has to come in, whatever else is under way
+        let session = match sessions.is_empty() {
+            true => app.sessions.get_waiting(app, id).await,
+            false => app.sessions.get(app, id).await,
+        };
+        match session {
+            Ok(Some(session)) => {
+                let mut progress = session.progress();
+                progress.again |= *new && progress.judged > 0;
+                drop(progress);
+                paths += session.signed.len();
+                sessions.push(session);
+            }
             Ok(None) => {}
+            Err(SessionError::NoMemory) if !sessions.is_empty() => cache.report(id),
             Err(SessionError::Evidence { push, why }) => {
                 // not the fault of the other pushes, and nothing that trying again mends
                 tracing::error!(push, why, "a stored push is not valid evidence; it is left alone");
@@ -117,6 +173,7 @@ async fn judge(app: &Arc<App>, cache: &Arc<Cache>, ids: &BTreeSet<String>) -> Re
         }
     }
     let mut facts = gather(app, cache, &sessions).await?;
+    let next = std::mem::take(&mut facts.next);
     let mut rounds = 0;
     let round = loop {
         let (sessions, blobs) = (sessions.clone(), app.blobs.clone());
@@ -147,7 +204,7 @@ async fn judge(app: &Arc<App>, cache: &Arc<Cache>, ids: &BTreeSet<String>) -> Re
                 cache.report(&session.id);
                 session.notify();
             }
-            return Ok(());
+            return Ok(vec![]);
         }
         other => other?,
     };
@@ -164,8 +221,22 @@ async fn judge(app: &Arc<App>, cache: &Arc<Cache>, ids: &BTreeSet<String>) -> Re
             cache.report(&id);
         }
     }
-    for session in sessions {
+    sessions.retain(|session| {
         session.notify();
+        goes_on(cache, session, next.get(&session.id).copied().unwrap_or(0))
+    });
+    Ok(sessions)
+}
+
+/// Notes where the judgement of a push goes on, and has it go on. False where it has come to its end.
+fn goes_on(cache: &Cache, session: &Session, next: usize) -> bool {
+    let mut progress = session.progress();
+    progress.judged = next;
+    // what came in the middle may be about what was judged before it came
+    let again = next == 0 && std::mem::take(&mut progress.again);
+    drop(progress);
+    if next > 0 || again {
+        cache.go_on(&session.id);
     }
-    Ok(())
+    next > 0
 }

@@ -23,7 +23,12 @@ use crate::{
 /// judgement finds damaged again.
 pub(super) async fn step_back(app: &Arc<App>, session: &Arc<Session>, i: usize) -> Result<(), JudgeError> {
     let claim = session.signed[i].claim().clone();
-    app.db.drop_quarantined(session.identity, &claim.nar_hash).await?;
+    let length = session.progress().nars[i].as_ref().map_or(0, |nar| nar.nar().range.length);
+    let dropping = async {
+        app.db.drop_quarantined(session.identity, &claim.nar_hash).await?;
+        Ok([(session.identity, length)])
+    };
+    app.freeing(dropping, |freed| freed).await?;
     let state = damaged_state(&claim);
     let claims = vec![session.update(i, &state, vec![])];
     let (cache, now) = (session.cache.name.clone(), app.clock.now());

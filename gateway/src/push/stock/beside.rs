@@ -17,6 +17,8 @@ use crate::{
 
 /// Largest realisation read, in bytes.
 pub const MAX_REALISATION: usize = 64 << 10;
+/// Bytes of a submitter's build logs, as they are stored, with which no further one is taken.
+const MAX_LOGS: u64 = 64 << 20;
 /// Build logs published at once.
 const LOGS: u32 = 32;
 
@@ -118,9 +120,12 @@ pub async fn take_log(
         )));
     }
     let policy = pusher.cache.policy();
-    let (_, budget) = app.submitter(pusher.identity, policy.limits.quarantine_size).await?;
-    if !budget.take(text.len() as u64) {
-        return Err(super::nar::NarFileError::Quota(budget.most).into());
+    let waiting = app.db.build_log_bytes(pusher.identity).await?;
+    if waiting > MAX_LOGS {
+        let message = format!(
+            "your build logs that wait for their paths have {waiting} bytes; {MAX_LOGS} are allowed: push the paths first"
+        );
+        return Err(ApiError::new(http::StatusCode::INSUFFICIENT_STORAGE, "quota-exceeded", message));
     }
     let row = BuildLogRow { cache: pusher.cache.name.clone(), derivation, identity: pusher.identity, text };
     app.db.add_build_log(&row, app.clock.now() + policy.limits.quarantine_ttl).await?;

@@ -39,7 +39,8 @@ pub async fn take(app: &Arc<App>, session: &Arc<Session>) -> Result<(), ApiError
     let (db, identity) = (app.db.as_ref(), session.identity);
     // copied inputs first, as Nix does, so that each can be checked when it comes
     let inputs: Vec<StorePath> = inputs.into_iter().collect();
-    let sent: Vec<StorePath> = db.derivations_sent(identity, &inputs).await?.into_iter().collect();
-    app.derivations.take(db, identity, &sent, vec![(path.clone(), text)]).await?;
+    let sent: Vec<StorePath> =
+        db.derivations_at_hand(&session.cache.name, identity, &inputs).await?.into_iter().collect();
+    app.derivations.take(db, identity, &sent, vec![(path.clone(), text)], app.clock.now()).await?;
     derivations_came(app, identity, &[path]).await
 }

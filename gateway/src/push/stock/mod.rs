@@ -39,6 +39,7 @@ const NAMED: u64 = 600;
 pub struct Pusher {
     pub identity: i64,
     pub name: String,
+    pub owner: Option<String>,
     pub cache: Arc<Cache>,
 }
 
@@ -78,6 +79,16 @@ pub async fn take_narinfo(
         db.release_stock_nar(pusher.identity, &cache.name, &sent.file, now + NAMED).await?;
         return Ok(plain(path, PathState::Upstream));
     }
+    let bytes = text.len() as u64;
+    super::bounded(
+        app,
+        pusher.identity,
+        PushKind::NarInfo,
+        (1, bytes),
+        cache.policy().limits.quarantine_size,
+    )
+    .await?;
+    let memory = app.sessions.memory(app, text.len()).await?;
     let nonce = crate::random::hex(16);
     let push = PushRow {
         id: crate::random::hex(12),
@@ -91,7 +102,7 @@ pub async fn take_narinfo(
         created: now,
         expires: now + cache.policy().limits.quarantine_ttl,
     };
-    let new = NewPush { push, signed, derivations: vec![], realisations: vec![] };
+    let new = NewPush { push, signed, derivations: vec![], realisations: vec![], memory };
     // a push of its own: a crash after it leaves a claim with its bytes, which the next start judges
     let Begun::New(session) = begin(app, cache, new, (states, conflicts, notices)).await? else {
         // both are random

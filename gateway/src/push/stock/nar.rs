@@ -3,7 +3,7 @@
 
 use std::{io, sync::Arc};
 
-use pushgate_formats::Sha256;
+use pushgate_formats::{Sha256, api::ErrorBody};
 
 use super::{Pusher, narinfo::file_name};
 use crate::{
@@ -11,10 +11,10 @@ use crate::{
     blobs::{PackRange, PackWriter},
     db::StockNarRow,
     error::ApiError,
+    limits::{Budget, Counted},
     push::{
         intake::{Compression, Examiner, IntakeError, Plan},
         quarantine::{self, Quarantined},
-        upload::Budget,
     },
 };
 
@@ -28,34 +28,27 @@ pub enum NarFileError {
     Intake(#[from] IntakeError),
     #[error("the file's hash is `{found}`, its name says `{named}`")]
     FileHash { found: Sha256, named: Sha256 },
-    #[error(
-        "the submitter's quarantine is full ({0} bytes are allowed): wait for held paths to be decided, or ask the admin"
-    )]
-    Quota(u64),
+    #[error("{}", .0.message)]
+    Full(ErrorBody),
+    #[error("the disk is nearly full")]
+    DiskFull,
     #[error("blob store")]
     Io(#[from] io::Error),
 }
 
-impl NarFileError {
-    pub const fn code(&self) -> &'static str {
-        match self {
-            Self::Intake(e) => e.code(),
-            Self::FileHash { .. } => "file-hash-mismatch",
-            Self::Quota(_) => "quota-exceeded",
-            Self::Io(_) => "unavailable",
-        }
-    }
-}
-
 impl From<NarFileError> for ApiError {
     fn from(error: NarFileError) -> Self {
-        let status = match error {
-            NarFileError::Io(e) => return e.into(),
-            // the same is good again once something was decided, but not in a moment
-            NarFileError::Quota(_) => http::StatusCode::INSUFFICIENT_STORAGE,
-            _ => http::StatusCode::UNPROCESSABLE_ENTITY,
+        let code = match &error {
+            NarFileError::Io(_) | NarFileError::DiskFull => "",
+            NarFileError::Full(body) => return Self::full(body),
+            NarFileError::Intake(e) => e.code(),
+            NarFileError::FileHash { .. } => "file-hash-mismatch",
         };
-        Self::new(status, error.code(), error.to_string())
+        match error {
+            NarFileError::Io(e) => e.into(),
+            NarFileError::DiskFull => Self::disk_full(),
+            other => Self::new(http::StatusCode::UNPROCESSABLE_ENTITY, code, other.to_string()),
+        }
     }
 }
 
@@ -64,7 +57,9 @@ pub struct NarFile {
     named: (Sha256, Compression),
     examiner: Examiner,
     pack: Box<dyn PackWriter>,
-    taken: Taken,
+    counted: Counted,
+    /// Bytes of the budget that are taken.
+    reserved: u64,
 }
 
 impl NarFile {
@@ -77,65 +72,53 @@ impl NarFile {
         budget: Budget,
         announced: Option<u64>,
     ) -> Result<Self, NarFileError> {
-        let mut taken = Taken { budget, bytes: 0 };
-        taken.grow(announced.unwrap_or(0))?;
         // it may turn out to be a derivation's, but its text isn't kept for that
         let plan = Plan { limit, ..Plan::default() };
-        Ok(Self { named, examiner: Examiner::new(named.1, plan), pack: app.blobs.begin_pack()?, taken })
+        let (examiner, pack) = (Examiner::new(named.1, plan), app.blobs.begin_pack()?);
+        let mut file = Self { named, examiner, pack, counted: Counted::new(budget), reserved: 0 };
+        file.reserve(announced.unwrap_or(0))?;
+        Ok(file)
+    }
+
+    /// Takes as many bytes of the budget as make `to` together.
+    fn reserve(&mut self, to: u64) -> Result<(), NarFileError> {
+        let more = to.saturating_sub(self.reserved);
+        if more > 0 && !self.counted.take(more) {
+            return Err(NarFileError::Full(self.counted.budget().refusal(more)));
+        }
+        self.reserved += more;
+        Ok(())
     }
 
     /// Takes the next bytes.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), NarFileError> {
-        self.taken.grow(self.pack.position() + bytes.len() as u64)?;
+        self.reserve(self.pack.position() + bytes.len() as u64)?;
         self.examiner.feed(bytes)?;
         self.pack.write(bytes)?;
         Ok(())
     }
 
-    /// Ends the file and makes its bytes durable. A crash after it leaves a pack without rows, which is swept.
-    pub fn finish(self) -> Result<Arc<Quarantined>, NarFileError> {
+    /// Ends the file and makes its bytes durable. A crash after it leaves a pack without rows, which is swept. What is
+    /// counted has to be kept until the rows are stored.
+    pub fn finish(self) -> Result<(Arc<Quarantined>, Counted), NarFileError> {
         let examined = self.examiner.finish()?;
         if examined.file_hash != self.named.0 {
             return Err(NarFileError::FileHash { found: examined.file_hash, named: self.named.0 });
         }
         let length = self.pack.position();
         let range = PackRange { pack: self.pack.finish()?, start: 0, length };
-        self.taken.keep();
-        Ok(Arc::new(Quarantined { range, compression: self.named.1, examined }))
-    }
-}
-
-/// Bytes of a budget, given back unless they are kept.
-struct Taken {
-    budget: Budget,
-    bytes: u64,
-}
-
-impl Taken {
-    /// Takes as many as make `to` together.
-    fn grow(&mut self, to: u64) -> Result<(), NarFileError> {
-        let more = to.saturating_sub(self.bytes);
-        if more > 0 && !self.budget.take(more) {
-            return Err(NarFileError::Quota(self.budget.most));
-        }
-        self.bytes += more;
-        Ok(())
-    }
-
-    fn keep(mut self) {
-        self.bytes = 0;
-    }
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        self.budget.give_back(self.bytes);
+        Ok((Arc::new(Quarantined { range, compression: self.named.1, examined }), self.counted))
     }
 }
 
 /// Stores the rows of a received file. The name comes first, since it keeps the bytes from being swept; a crash between
 /// the two leaves a name without bytes, which says nothing and runs out.
-pub async fn store(app: &App, pusher: &Pusher, nar: Arc<Quarantined>) -> Result<(), ApiError> {
+pub async fn store(
+    app: &App,
+    pusher: &Pusher,
+    nar: Arc<Quarantined>,
+    mut counted: Counted,
+) -> Result<(), ApiError> {
     let expires = app.clock.now() + WAITS.min(pusher.cache.policy().limits.quarantine_ttl);
     let row = StockNarRow {
         identity: pusher.identity,
@@ -145,6 +128,8 @@ pub async fn store(app: &App, pusher: &Pusher, nar: Arc<Quarantined>) -> Result<
         expires,
     };
     app.db.add_stock_nar(&row).await?;
-    quarantine::store(app.db.as_ref(), &app.blobs, pusher.identity, expires, vec![nar]).await?;
+    let stored = quarantine::store(app.db.as_ref(), &app.blobs, pusher.identity, expires, vec![nar]).await?;
+    counted.give_back(stored.1);
+    counted.keep();
     Ok(())
 }
