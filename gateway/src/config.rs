@@ -25,6 +25,12 @@ pub struct Limits {
     pub upload_idle: u64,
     /// Bytes per second below which an upload is given up, measured over `upload-idle` seconds. Default: 1024.
     pub upload_rate: u64,
+    /// Seconds for which a reader may take nothing of an answer before the connection is closed; at most twice that after a
+    /// quicker part. Default: 60.
+    pub download_idle: u64,
+    /// Bytes per second that a reader has to take of an answer, measured over `download-idle` seconds of waiting for it.
+    /// Default: 1024.
+    pub download_rate: u64,
     /// Connections served at once; fewer where the process may not have so many files open. Default: 4096.
     pub connections: usize,
     /// Seconds within which a connection has to send a request's header, also between requests. Default: 30.
@@ -54,6 +60,8 @@ impl Default for Limits {
             uploads_per_submitter: 16,
             upload_idle: 60,
             upload_rate: 1024,
+            download_idle: 60,
+            download_rate: 1024,
             connections: 4096,
             header_timeout: 30,
             announcements: 2,
@@ -86,12 +94,13 @@ mod tests {
     fn every_field_is_read_and_unknown_ones_are_refused() {
         let config: Config = toml::from_str(
             "[limits]\nuploads = 1\nuploads-per-submitter = 2\nupload-idle = 3\nupload-rate = 4\nconnections = 5\n\
-             header-timeout = 8\nannouncements = 6\ninvite-attempts = 7\n[log]\nfilter = \"debug\"\njson = true\n",
+             download-idle = 9\ndownload-rate = 10\nheader-timeout = 8\nannouncements = 6\ninvite-attempts = 7\n[log]\nfilter = \"debug\"\njson = true\n",
         )
         .unwrap();
         assert_eq!(config.limits.uploads_per_submitter, 2);
         assert_eq!(config.limits.invite_attempts, 7);
         assert_eq!(config.limits.header_timeout, 8);
+        assert_eq!((config.limits.download_idle, config.limits.download_rate), (9, 10));
         assert!(config.log.json);
         assert!(toml::from_str::<Config>("[limits]\nupload = 1\n").is_err());
     }

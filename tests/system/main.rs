@@ -10,4 +10,5 @@ mod corpus;
 mod crash;
 mod http;
 mod pushes;
+mod reads;
 mod upstream;

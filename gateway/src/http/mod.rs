@@ -1,9 +1,12 @@
 //! The HTTP edge. All routes stand on this page, each with who may use it; a handler parses, calls a stage, renders.
 
 pub mod access;
+mod files;
+mod flow;
 pub mod health;
 pub mod identity;
 mod limited;
+mod patience;
 pub mod public;
 pub mod pushes;
 pub mod stock;
@@ -16,7 +19,7 @@ use axum::{
     Router,
     extract::DefaultBodyLimit,
     http::Method,
-    middleware::{from_fn, from_fn_with_state},
+    middleware::from_fn,
     routing::{MethodRouter, get, post, put},
 };
 use hyper_util::{
@@ -24,6 +27,8 @@ use hyper_util::{
     server::{conn::auto::Builder, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
+
+use tower::ServiceExt;
 
 use crate::app::App;
 pub use access::Access;
@@ -65,7 +70,7 @@ pub fn router(app: Arc<App>) -> Router {
     let mut router = Router::new();
     for Route(_, path, access, handler) in routes() {
         // outermost: what isn't allowed isn't read
-        let guarded = handler.layer(from_fn_with_state((app.clone(), access), access::guard));
+        let guarded = handler.layer(access::Guard::new(app.clone(), access));
         router = router.route(path, guarded);
     }
     router
@@ -95,9 +100,11 @@ pub async fn serve(
     let limits = &app.config.limits;
     let patience = Duration::from_secs(limits.header_timeout.max(1));
     let places = limited::raise_files(limits.connections);
-    let mut listener = limited::Limited::new(listener, places, patience);
+    let pace =
+        patience::Pace { idle: Duration::from_secs(limits.download_idle.max(1)), rate: limits.download_rate };
+    let mut listener = limited::Limited::new(listener, places, patience, pace);
     let protocol = protocol(patience);
-    let service = TowerToHyperService::new(router(app.clone()));
+    let router = router(app.clone());
     let open = GracefulShutdown::new();
     let mut stop = pin!(stop);
     loop {
@@ -105,12 +112,26 @@ pub async fn serve(
             () = &mut stop => break,
             connection = listener.accept() => connection,
         };
-        let serving = protocol.serve_connection(TokioIo::new(connection), service.clone()).into_owned();
+        let (outbox, flow) = (connection.outbox(), flow::Flow::default());
+        let stalled = flow.clone().stalled(pace);
+        let service = router.clone().map_request(move |mut request: http::Request<_>| {
+            if request.version() == http::Version::HTTP_2 {
+                request.extensions_mut().insert(flow.clone());
+            } else {
+                request.extensions_mut().insert(outbox.clone());
+            }
+            request
+        });
+        let service = TowerToHyperService::new(service);
+        let serving = protocol.serve_connection(TokioIo::new(connection), service).into_owned();
         let serving = open.watch(serving);
         tokio::spawn(async move {
-            // the other side's doing: it broke off, or kept silent for too long
-            if let Err(error) = serving.await {
-                tracing::trace!(error, "a connection ended");
+            tokio::select! {
+                // the other side's doing: it broke off, or kept silent for too long
+                ended = serving => if let Err(error) = ended {
+                    tracing::trace!(error, "a connection ended");
+                },
+                () = stalled => tracing::trace!("a reader of HTTP/2 took too little"),
             }
         });
     }
