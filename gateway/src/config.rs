@@ -32,6 +32,12 @@ pub struct Limits {
     /// Longest that one upload may take in all. Seconds here, a text such as `"6h"` in the file. Default: 6 hours.
     #[serde(deserialize_with = "de_duration")]
     pub upload_time: u64,
+    /// Seconds for which a reader may take nothing of an answer before the connection is closed; at most twice that after a
+    /// quicker part. Default: 60.
+    pub download_idle: u64,
+    /// Bytes per second that a reader has to take of an answer, measured over `download-idle` seconds of waiting for it.
+    /// Default: 1024.
+    pub download_rate: u64,
     /// Connections served at once; fewer where the process may not have so many files open. Default: 4096.
     pub connections: usize,
     /// Seconds within which a connection has to send a request's header, also between requests. Default: 30.
@@ -82,6 +88,8 @@ impl Default for Limits {
             upload_idle: 60,
             upload_rate: 1024,
             upload_time: 6 * 3600,
+            download_idle: 60,
+            download_rate: 1024,
             connections: 4096,
             header_timeout: 30,
             announcements: 2,
@@ -130,12 +138,14 @@ impl Limits {
         const MIB: u64 = 1 << 20;
         const TIB: u64 = 1 << 40;
         const DAY: u64 = 86_400;
-        let fields: [(&str, u64, RangeInclusive<u64>, &str); 16] = [
+        let fields: [(&str, u64, RangeInclusive<u64>, &str); 18] = [
             ("uploads", self.uploads as u64, 1..=4096, ""),
             ("uploads-per-submitter", self.uploads_per_submitter as u64, 1..=4096, ""),
             ("upload-idle", self.upload_idle, 1..=3600, " seconds"),
             ("upload-rate", self.upload_rate, 1..=1024 * MIB, " bytes a second"),
             ("upload-time", self.upload_time, self.upload_idle..=30 * DAY, " seconds"),
+            ("download-idle", self.download_idle, 1..=3600, " seconds"),
+            ("download-rate", self.download_rate, 1..=1024 * MIB, " bytes a second"),
             ("connections", self.connections as u64, 1..=1_000_000, ""),
             ("header-timeout", self.header_timeout, 1..=3600, " seconds"),
             ("announcements", self.announcements as u64, 1..=64, ""),
@@ -169,6 +179,7 @@ mod tests {
             "[limits]\nuploads = 1\nuploads-per-submitter = 2\nupload-idle = 3\nupload-rate = 4\nconnections = 5\n\
              header-timeout = 8\nannouncements = 6\ninvite-attempts = 7\nupload-time = \"2h\"\npaths = 9\nopen-pushes = 10\n\
              open-paths = 11\nquarantine = \"12 GiB\"\nfree-space = \"13 MiB\"\nmemory = \"14 MiB\"\nkeep-ended = \"15d\"\n\
+             download-idle = 16\ndownload-rate = 17\n\
              [log]\nfilter = \"debug\"\njson = true\n",
         )
         .unwrap();
@@ -178,6 +189,8 @@ mod tests {
             upload_idle: 3,
             upload_rate: 4,
             upload_time: 7200,
+            download_idle: 16,
+            download_rate: 17,
             connections: 5,
             header_timeout: 8,
             announcements: 6,
@@ -207,6 +220,8 @@ mod tests {
     #[case("upload-idle", "0", "`limits.upload-idle` is 0; 1 to 3600 seconds are allowed")]
     #[case("upload-rate", "0", "`limits.upload-rate` is 0; 1 to 1073741824 bytes a second are allowed")]
     #[case("upload-time", "\"59s\"", "`limits.upload-time` is 59; 60 to 2592000 seconds are allowed")]
+    #[case("download-idle", "0", "`limits.download-idle` is 0; 1 to 3600 seconds are allowed")]
+    #[case("download-rate", "0", "`limits.download-rate` is 0; 1 to 1073741824 bytes a second are allowed")]
     #[case("connections", "0", "`limits.connections` is 0; 1 to 1000000 are allowed")]
     #[case("header-timeout", "0", "`limits.header-timeout` is 0; 1 to 3600 seconds are allowed")]
     #[case("announcements", "0", "`limits.announcements` is 0; 1 to 64 are allowed")]

@@ -290,7 +290,7 @@ def machine():
         "processor": model,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": platform.release(),
-        "nix": first_line(["nix", "--version"]),
+        "nix": first_line(["nix", "--version"]) if shutil.which("nix") else None,
         "rust": first_line(["rustc", "--version"]),
         "load_at_start": os.getloadavg()[0],
     }
@@ -344,4 +344,5 @@ def main():
     print(table(report["sets"]))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -325,6 +325,14 @@ impl Gateway {
         assert!(status.success(), "the gateway ended with {status}:\n{}", self.log());
     }
 
+    /// The memory that it has right now.
+    pub fn memory_kib(&self) -> u64 {
+        let id = self.child.as_ref().expect("the gateway runs").id();
+        let status = fs::read_to_string(format!("/proc/{id}/status")).expect("the gateway runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its size");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
     pub fn port(&self) -> u16 {
         self.port
     }

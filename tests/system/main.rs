@@ -14,5 +14,6 @@ mod crash;
 mod http;
 mod load;
 mod pushes;
+mod reads;
 mod stock;
 mod upstream;

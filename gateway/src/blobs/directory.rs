@@ -4,23 +4,27 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, IoSliceMut, Read, Seek, SeekFrom, Write},
     os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use pushgate_formats::Sha256;
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
+    io::{Errno, ReadWriteFlags, preadv2},
+};
 use sha2::Digest;
-use tokio::sync::mpsc;
 
 use super::{Blobs, PackRange, PackWriter, PublicBody, PublicFile};
 
-/// Files up to this size are read whole, in bytes.
+/// Files up to this size are read whole, in bytes: those that get a validator from their contents, and NARs for which a
+/// call that sends them costs more than one that copies them.
 const WHOLE: u64 = 64 << 10;
-/// Bytes read at a time.
+const WHOLE_NAR: u64 = 4 << 10;
+/// Bytes hashed at a time.
 const PIECE: usize = 256 << 10;
 
 /// See the module's documentation.
@@ -236,25 +240,14 @@ impl Blobs for Directory {
 
     async fn open(&self, cache: &str, name: &str) -> io::Result<Option<PublicFile>> {
         let path = self.public(cache, name);
-        let opened = tokio::task::spawn_blocking(move || -> io::Result<_> {
-            let file = File::open(path)?;
-            let meta = file.metadata()?;
-            if !meta.is_file() {
-                return Err(io::ErrorKind::NotFound.into());
+        let whole = if name.starts_with("nar/") { WHOLE_NAR } else { WHOLE };
+        let opened = match open_cached(&path, whole) {
+            Some(opened) => opened,
+            None => {
+                let open = move || open_public(File::open(path)?, whole, ReadWriteFlags::empty());
+                tokio::task::spawn_blocking(open).await.map_err(io::Error::other)?
             }
-            let size = meta.size();
-            let modified = u64::try_from(meta.mtime()).unwrap_or(0);
-            let body = if size <= WHOLE {
-                let mut bytes = Vec::with_capacity(size as usize);
-                (&file).take(size).read_to_end(&mut bytes)?;
-                PublicBody::Whole(bytes.into())
-            } else {
-                PublicBody::Stream(Box::new(move |start, length| stream(file, start, length)))
-            };
-            Ok(PublicFile { size, modified, body })
-        })
-        .await
-        .map_err(io::Error::other)?;
+        };
         match opened {
             Ok(file) => Ok(Some(file)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -300,30 +293,43 @@ fn check(from: &mut impl Read, mut to: impl Write, length: u64, expected: &Sha25
     }
 }
 
-/// Reads a range in a blocking task, a few pieces ahead of the reader.
-fn stream(file: File, start: u64, length: u64) -> mpsc::Receiver<io::Result<Bytes>> {
-    let (sender, receiver) = mpsc::channel(2);
-    tokio::spawn(async move {
-        let file = std::sync::Arc::new(file);
-        let (mut at, end) = (start, start + length);
-        while at < end {
-            let n = PIECE.min(usize::try_from(end - at).unwrap_or(PIECE));
-            let file = file.clone();
-            let piece = tokio::task::spawn_blocking(move || {
-                let mut buffer = vec![0; n];
-                file.read_exact_at(&mut buffer, at).map(|()| Bytes::from(buffer))
-            })
-            .await
-            .unwrap_or_else(|e| Err(io::Error::other(e)));
-            let failed = piece.is_err();
-            // a slow reader holds up only this task; one that is gone ends it
-            if sender.send(piece).await.is_err() || failed {
-                return;
-            }
-            at += n as u64;
+/// Opens a file from what the kernel has in memory; `None` where it would have to wait for the disk, or can't tell. The kernel
+/// is the one cache of public files: what it has is what lies in the directory now, and a name that isn't there becomes
+/// one that is as soon as it is renamed into place.
+fn open_cached(path: &Path, whole: u64) -> Option<io::Result<PublicFile>> {
+    // what isn't a file, such as a pipe, must not be waited for either
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    match openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED) {
+        Ok(file) => match open_public(file.into(), whole, ReadWriteFlags::NOWAIT) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => None,
+            opened => Some(opened),
+        },
+        Err(Errno::NOENT) => Some(Err(io::ErrorKind::NotFound.into())),
+        Err(_) => None,
+    }
+}
+
+/// What is to be known of an open file; small ones are read.
+fn open_public(file: File, whole: u64, flags: ReadWriteFlags) -> io::Result<PublicFile> {
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let size = meta.size();
+    let modified = u64::try_from(meta.mtime()).unwrap_or(0);
+    if size > whole {
+        return Ok(PublicFile { size, modified, body: PublicBody::File(file) });
+    }
+    let mut bytes = vec![0; size as usize];
+    let mut read = 0;
+    while read < bytes.len() {
+        match preadv2(&file, &mut [IoSliceMut::new(&mut bytes[read..])], read as u64, flags)? {
+            // published files are never written to: somebody else's doing
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => read += n,
         }
-    });
-    receiver
+    }
+    Ok(PublicFile { size, modified, body: PublicBody::Whole(bytes.into()) })
 }
 
 #[cfg(test)]

@@ -5,12 +5,14 @@
 
 pub mod directory;
 
-use std::io::{self, Read};
+use std::{
+    fs::File,
+    io::{self, Read},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use pushgate_formats::Sha256;
-use tokio::sync::mpsc;
 
 /// A pack being written: compressed NARs of one upload, one after the other. Dropped unfinished, it leaves nothing.
 pub trait PackWriter: Send {
@@ -31,7 +33,7 @@ pub struct PackRange {
     pub length: u64,
 }
 
-/// A published file, opened: its size and how to read a part of it.
+/// A published file, opened.
 pub struct PublicFile {
     /// Bytes.
     pub size: u64,
@@ -44,8 +46,8 @@ pub struct PublicFile {
 pub enum PublicBody {
     /// Small enough to be read whole.
     Whole(Bytes),
-    /// Reads a range (start, length) in pieces.
-    Stream(Box<dyn FnOnce(u64, u64) -> mpsc::Receiver<io::Result<Bytes>> + Send>),
+    /// A file of this machine.
+    File(File),
 }
 
 #[async_trait]
@@ -77,7 +79,7 @@ pub trait Blobs: Send + Sync + 'static {
     fn sync(&self) -> io::Result<()>;
 
     /// Opens a published file for reading; `None` where there is none. `name` was checked by the caller to be one of
-    /// the forms that a binary cache has.
+    /// the forms that a binary cache has. Never waits for a disk in the thread that polls it.
     async fn open(&self, cache: &str, name: &str) -> io::Result<Option<PublicFile>>;
 
     /// Removes what a crash left half-written. Called once at start, before anything else.

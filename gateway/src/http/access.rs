@@ -1,15 +1,23 @@
 //! Who may use a route: checked before anything of the request's body is read. Handlers find the caller in the request's
 //! extensions and check nothing again.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use axum::{
-    extract::{Path, Request, State},
+    RequestExt,
+    extract::{Path, Request},
     http::header::AUTHORIZATION,
-    middleware::Next,
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
+use futures_util::future::Either;
+use tower::{Layer, Service, ServiceExt};
 
 use crate::{
     app::App,
@@ -37,23 +45,84 @@ pub enum Access {
     Token,
 }
 
-/// The middleware in front of every route.
-pub async fn guard(
-    State((app, access)): State<(Arc<App>, Access)>,
-    Path(params): Path<HashMap<String, String>>,
-    mut request: Request,
-    next: Next,
-) -> Result<Response, ApiError> {
-    let credentials = Credentials::of(&request);
+impl Access {
+    /// Whether nothing of the request says who may come.
+    const fn is_open(self) -> bool {
+        matches!(self, Self::Anybody | Self::Signed)
+    }
+}
+
+/// The layer in front of every route.
+#[derive(Clone)]
+pub struct Guard {
+    app: Arc<App>,
+    access: Access,
+}
+
+impl Guard {
+    pub const fn new(app: Arc<App>, access: Access) -> Self {
+        Self { app, access }
+    }
+}
+
+impl<S> Layer<S> for Guard {
+    type Service = Guarded<S>;
+
+    fn layer(&self, inner: S) -> Guarded<S> {
+        Guarded { guard: self.clone(), inner }
+    }
+}
+
+/// A handler behind its guard.
+#[derive(Clone)]
+pub struct Guarded<S> {
+    guard: Guard,
+    inner: S,
+}
+
+impl<S> Service<Request> for Guarded<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Either<S::Future, Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        // public files are asked for tens of thousands of times a second
+        if self.guard.access.is_open() {
+            return Either::Left(self.inner.call(request));
+        }
+        let (Guard { app, access }, inner) = (self.guard.clone(), self.inner.clone());
+        Either::Right(Box::pin(async move {
+            match admit(&app, access, &mut request).await {
+                Ok(()) => inner.oneshot(request).await,
+                Err(refused) => Ok(refused.into_response()),
+            }
+        }))
+    }
+}
+
+/// Whether a request may go to its handler; what the handler has to know of who asks goes into its extensions.
+async fn admit(app: &Arc<App>, access: Access, request: &mut Request) -> Result<(), ApiError> {
+    let params = request.extract_parts::<Path<HashMap<String, String>>>().await;
+    // in a path that isn't UTF-8 there is no parameter that anything could have
+    let params = params.map(|Path(params)| params).unwrap_or_default();
+    let credentials = Credentials::of(request);
     match access {
         Access::Anybody | Access::Signed => {}
         Access::Submitter => {
-            let key = submitter(&app, &credentials).await?;
+            let key = submitter(app, &credentials).await?;
             request.extensions_mut().insert(key);
         }
         Access::Push => {
             let id = params.get("push").map_or("", String::as_str);
-            let session = by_token(&app, &credentials, id).await?.ok_or_else(no_token)?;
+            let session = by_token(app, &credentials, id).await?.ok_or_else(no_token)?;
             if session.is_settled(true) {
                 return Err(ApiError::forbidden(format!("the push `{id}` has ended")));
             }
@@ -64,11 +133,11 @@ pub async fn guard(
         }
         Access::PushOrOwner => {
             let id = params.get("push").map_or("", String::as_str);
-            let session = match by_token(&app, &credentials, id).await? {
+            let session = match by_token(app, &credentials, id).await? {
                 Some(session) => session,
                 None => {
-                    let key = submitter(&app, &credentials).await?;
-                    let session = app.sessions.get(&app, id).await?;
+                    let key = submitter(app, &credentials).await?;
+                    let session = app.sessions.get(app, id).await?;
                     // another's push and one that never was look alike
                     session
                         .filter(|s| s.identity == key.identity)
@@ -79,7 +148,7 @@ pub async fn guard(
         }
         Access::Token => {
             let name = params.get("cache").map_or("", String::as_str);
-            let holder = token_holder(&app, &credentials, name).await?;
+            let holder = token_holder(app, &credentials, name).await?;
             let cache = match app.caches.get(app.db.as_ref(), name).await {
                 Ok(Some(cache)) => cache,
                 Ok(None) => return Err(ApiError::not_found("cache", name)),
@@ -89,7 +158,7 @@ pub async fn guard(
             request.extensions_mut().insert(pusher);
         }
     }
-    Ok(next.run(request).await)
+    Ok(())
 }
 
 fn no_token() -> ApiError {

@@ -15,7 +15,7 @@ use axum::{
     response::Response,
 };
 use http_body::{Frame, SizeHint};
-use tower_service::Service;
+use tower::Service;
 
 /// Of one connection.
 #[derive(Debug, Default)]

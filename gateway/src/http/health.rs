@@ -1,7 +1,8 @@
 //! Health, metrics, and what answers where no route does.
 
 use std::{
-    sync::{Arc, OnceLock},
+    collections::HashMap,
+    sync::{Arc, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -12,6 +13,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use metrics::Counter;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use serde_json::json;
 
@@ -58,11 +60,29 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
 
 /// Counts requests by route and status.
 pub async fn count(request: Request, next: Next) -> Response {
-    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let response = next.run(request).await;
-    let status = response.status().as_u16().to_string();
-    metrics::counter!("pushgate_requests_total", "route" => route, "status" => status).increment(1);
+    counter(route.as_ref().map_or("none", MatchedPath::as_str), response.status().as_u16()).increment(1);
     response
+}
+
+/// Kept: to look one up by its labels costs more than all else that a request for a small file needs here.
+fn counter(route: &str, status: u16) -> Counter {
+    type Counters = HashMap<u16, HashMap<String, Counter>>;
+    static COUNTERS: OnceLock<RwLock<Counters>> = OnceLock::new();
+    let counters = COUNTERS.get_or_init(RwLock::default);
+    let known = counters.read().unwrap_or_else(PoisonError::into_inner);
+    if let Some(counter) = known.get(&status).and_then(|routes| routes.get(route)) {
+        return counter.clone();
+    }
+    drop(known);
+    // without a recorder it would count nothing for ever
+    recorder();
+    let counter = metrics::counter!(
+        "pushgate_requests_total", "route" => route.to_owned(), "status" => status.to_string()
+    );
+    let mut known = counters.write().unwrap_or_else(PoisonError::into_inner);
+    known.entry(status).or_default().entry(route.to_owned()).or_insert(counter).clone()
 }
 
 pub async fn not_found(uri: Uri) -> ApiError {

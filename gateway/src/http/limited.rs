@@ -1,5 +1,5 @@
 //! A listener that serves a bounded number of connections; further ones wait in the kernel's queue. Who has a place and
-//! doesn't say which protocol he speaks loses it.
+//! doesn't say which protocol he speaks loses it, and so does who asks and then doesn't take the answer.
 
 use std::{
     io,
@@ -9,6 +9,10 @@ use std::{
     time::Duration,
 };
 
+use super::{
+    files::Outbox,
+    patience::{Pace, Reader},
+};
 use axum::serve::Listener;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
@@ -52,12 +56,13 @@ pub(super) struct Limited {
     inner: TcpListener,
     places: Arc<Semaphore>,
     patience: Duration,
+    pace: Pace,
 }
 
 impl Limited {
-    pub(super) fn new(inner: TcpListener, most: usize, patience: Duration) -> Self {
+    pub(super) fn new(inner: TcpListener, most: usize, patience: Duration, pace: Pace) -> Self {
         let most = most.clamp(1, Semaphore::MAX_PERMITS);
-        Self { inner, places: Arc::new(Semaphore::new(most)), patience }
+        Self { inner, places: Arc::new(Semaphore::new(most)), patience, pace }
     }
 
     /// The next connection, once there is a place for it.
@@ -68,7 +73,8 @@ impl Limited {
         // answers are small and awaited: waiting to fill a segment only delays them
         let _ = stream.set_nodelay(true);
         let opening = Some(Opening { due: Box::pin(tokio::time::sleep(self.patience)), seen: 0 });
-        Connection { stream, opening, _place: place }
+        let reader = Reader::new(self.pace);
+        Connection { stream, opening, outbox: Outbox::default(), reader, _place: place }
     }
 }
 
@@ -76,7 +82,16 @@ impl Limited {
 pub(super) struct Connection {
     stream: TcpStream,
     opening: Option<Opening>,
+    outbox: Outbox,
+    reader: Reader,
     _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Connection {
+    /// Where handlers put files for this connection.
+    pub(super) fn outbox(&self) -> Outbox {
+        self.outbox.clone()
+    }
 }
 
 /// The time until it is known whether HTTP/1 or HTTP/2 is spoken. hyper-util finds that out before the protocols' own
@@ -117,8 +132,8 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -134,11 +149,28 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let this = &mut *self;
+        loop {
+            match this.outbox.poll_send(cx, &this.stream, bufs) {
+                Poll::Pending if this.outbox.is_reading() => return Poll::Pending,
+                Poll::Pending => {}
+                Poll::Ready(Ok(sent)) => return Poll::Ready(this.reader.took(sent).map(|()| sent)),
+                failed => return failed,
+            }
+            ready!(this.reader.poll_due(cx));
+            match this.outbox.send(&this.stream, bufs) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => this.reader.full()?,
+                sent => {
+                    return Poll::Ready(sent.inspect(|sent| this.reader.found(*sent)));
+                }
+            }
+        }
     }
 
+    /// Also what makes hyper leave bodies as they are: otherwise it copies them behind the head, and stand-ins for files are
+    /// sent as if they were bytes.
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 }
 

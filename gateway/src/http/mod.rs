@@ -2,9 +2,12 @@
 
 pub mod access;
 mod activity;
+mod files;
+mod flow;
 pub mod health;
 pub mod identity;
 mod limited;
+mod patience;
 pub mod public;
 pub mod pushes;
 pub mod stock;
@@ -17,7 +20,7 @@ use axum::{
     Router,
     extract::DefaultBodyLimit,
     http::Method,
-    middleware::{from_fn, from_fn_with_state},
+    middleware::from_fn,
     routing::{MethodRouter, get, post, put},
 };
 use hyper_util::{
@@ -25,6 +28,8 @@ use hyper_util::{
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
+
+use tower::ServiceExt;
 
 use crate::{app::App, push::recover};
 pub use access::Access;
@@ -67,7 +72,7 @@ pub fn router(app: Arc<App>) -> Router {
     let mut router = Router::new();
     for Route(_, path, access, handler) in routes() {
         // outermost: what isn't allowed isn't read
-        let guarded = handler.layer(from_fn_with_state((app.clone(), access), access::guard));
+        let guarded = handler.layer(access::Guard::new(app.clone(), access));
         router = router.route(path, guarded);
     }
     router
@@ -101,10 +106,12 @@ pub async fn serve(
     let limits = &app.config.limits;
     let patience = Duration::from_secs(limits.header_timeout.max(1));
     let places = limited::raise_files(limits.connections);
-    let mut listener = limited::Limited::new(listener, places, patience);
+    let pace =
+        patience::Pace { idle: Duration::from_secs(limits.download_idle.max(1)), rate: limits.download_rate };
+    let mut listener = limited::Limited::new(listener, places, patience, pace);
     let protocol = protocol(patience);
-    let service = router(app.clone());
-    let least = limits.upload_rate.saturating_mul(patience.as_secs());
+    let router = router(app.clone());
+    let least = limits.download_rate.saturating_mul(patience.as_secs());
     // each connection holds one end: at the other it shows when all are closed
     let (open, mut closed) = tokio::sync::mpsc::channel::<()>(1);
     let mut stop = pin!(stop);
@@ -113,13 +120,23 @@ pub async fn serve(
             () = &mut stop => break,
             connection = listener.accept() => connection,
         };
+        let (outbox, flow) = (connection.outbox(), flow::Flow::default());
+        let stalled = flow.clone().stalled(pace);
+        let service = router.clone().map_request(move |mut request: http::Request<_>| {
+            if request.version() == http::Version::HTTP_2 {
+                request.extensions_mut().insert(flow.clone());
+            } else {
+                request.extensions_mut().insert(outbox.clone());
+            }
+            request
+        });
         let activity = Arc::new(Activity::default());
-        let noting = TowerToHyperService::new(Noting::new(service.clone(), activity.clone()));
+        let noting = TowerToHyperService::new(Noting::new(service, activity.clone()));
         let serving = protocol.serve_connection(TokioIo::new(connection), noting).into_owned();
         let (open, mut stopping) = (open.clone(), app.stopping.subscribe());
         tokio::spawn(async move {
             let _open = open;
-            let mut serving = pin!(serving);
+            let (mut serving, mut stalled) = (pin!(serving), pin!(stalled));
             let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + patience, patience);
             let (mut told, mut stopped) = (false, false);
             loop {
@@ -134,6 +151,10 @@ pub async fn serve(
                     () = recover::stopped(&mut stopping), if !stopped => {
                         serving.as_mut().graceful_shutdown();
                         stopped = true;
+                    }
+                    () = stalled.as_mut() => {
+                        tracing::trace!("a reader of HTTP/2 took too little");
+                        return;
                     }
                     _ = tick.tick() => match activity.look(least) {
                         State::Busy => {}

@@ -4,14 +4,18 @@
 use std::sync::Arc;
 
 use axum::{
+    Extension,
     body::Body,
     extract::{Path, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use pushgate_formats::{Sha256, StorePath, store_path::is_hash_part};
-use tokio_stream::wrappers::ReceiverStream;
 
+use super::{
+    files::Outbox,
+    flow::{Flow, Pieces},
+};
 use crate::{app::App, blobs::PublicBody, error::ApiError};
 
 /// What a public file is, from its name.
@@ -70,11 +74,13 @@ impl Kind {
 }
 
 /// `GET` and `HEAD /CACHE/FILE`
-pub async fn file(
+pub(super) async fn file(
     State(app): State<Arc<App>>,
     Path((cache, name)): Path<(String, String)>,
     method: Method,
     headers: HeaderMap,
+    outbox: Option<Extension<Outbox>>,
+    flow: Option<Extension<Flow>>,
 ) -> Result<Response, ApiError> {
     let absent = || ApiError::not_found("public file", &format!("{cache}/{name}"));
     let kind = Kind::of(&name).ok_or_else(absent)?;
@@ -88,7 +94,7 @@ pub async fn file(
         // the name is the hash of the contents
         (_, Kind::Nar) => format!("\"{}\"", &name[4..4 + 52]),
         (PublicBody::Whole(bytes), _) => format!("\"{}\"", &Sha256::of(bytes).base32()[..32]),
-        (PublicBody::Stream(_), _) => format!("\"{:x}-{:x}\"", file.modified, file.size),
+        (PublicBody::File(_), _) => format!("\"{:x}-{:x}\"", file.modified, file.size),
     };
     let mut out = HeaderMap::new();
     out.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind.content_type()));
@@ -135,8 +141,15 @@ pub async fn file(
         match file.body {
             // both ends lie inside the file, as the range was parsed
             PublicBody::Whole(bytes) => Body::from(bytes.slice(start as usize..(start + length) as usize)),
-            PublicBody::Stream(open) => Body::from_stream(ReceiverStream::new(open(start, length))),
+            PublicBody::File(file) => match outbox {
+                Some(Extension(outbox)) => Body::new(outbox.body(file, start, length)),
+                None => Body::new(Pieces::new(file, start, length)),
+            },
         }
+    };
+    let body = match flow {
+        Some(Extension(flow)) => Body::new(flow.counted(body)),
+        None => body,
     };
     Ok((status, out, body).into_response())
 }
