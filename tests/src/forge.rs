@@ -8,7 +8,7 @@ mod packages;
 mod snapshot;
 mod stock;
 
-pub use client::{Draft, Pushed, Refused, Submitter, framed, framed_as};
+pub use client::{Draft, Pushed, Refused, Submitter, framed, framed_as, packed_derivations};
 pub use packages::{Item, Package, PackageBuilder, directory_nar, file_nar, random_hex};
 pub use snapshot::Snapshot;
 pub use stock::{Packing, StockUser};

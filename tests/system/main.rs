@@ -9,6 +9,7 @@ mod attacks_stock;
 mod consumers;
 mod corpus;
 mod crash;
+mod damage;
 mod http;
 mod pushes;
 mod stock;
