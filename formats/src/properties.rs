@@ -152,9 +152,9 @@ proptest! {
     fn hashes(hash in hash()) {
         let name = hash.algo().name();
         for text in [hash.to_string(), hash.sri(), format!("{name}:{}", hash.hex())] {
-            prop_assert_eq!(NixHash::parse(&text).as_ref(), Ok(&hash));
+            prop_assert_eq!(NixHash::parse(&text), Ok(hash.clone()));
         }
-        prop_assert_eq!(NixHash::parse_digits(hash.algo(), &hash.base32()).as_ref(), Ok(&hash));
+        prop_assert_eq!(NixHash::parse_digits(hash.algo(), &hash.base32()), Ok(hash.clone()));
     }
 
     #[test]
@@ -226,7 +226,7 @@ proptest! {
         let at = at.index(raw.len());
         raw[at] = byte;
         if let Ok(parsed) = UnverifiedNarInfo::parse(&raw, Dialect::Push) {
-            prop_assert_eq!(parsed.print().into_bytes(), raw);
+            prop_assert_eq!(parsed.print().into_bytes(), raw.clone());
         }
         if let Ok(parsed) = UnverifiedNarInfo::parse(&raw, Dialect::Upstream) {
             let text = parsed.print();
@@ -248,7 +248,7 @@ proptest! {
         let mut raw = serde_json::to_vec(&envelope).unwrap();
         let again: Envelope = serde_json::from_slice(&raw).unwrap();
         prop_assert_eq!(&again, &envelope);
-        prop_assert_eq!(again.unverified_payload(dsse::ANNOUNCEMENT).as_ref(), Ok(&payload));
+        prop_assert_eq!(again.unverified_payload(dsse::ANNOUNCEMENT), Ok(payload.clone()));
         prop_assert_eq!(again.verify(&payload, &secret.public()), Ok(()));
         // with another byte anywhere it is refused, or says the same
         let at = at.index(raw.len());

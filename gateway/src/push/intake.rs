@@ -543,3 +543,6 @@ impl NarIntact {
         &self.nar
     }
 }
+
+#[cfg(test)]
+mod tests;
