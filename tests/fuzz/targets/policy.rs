@@ -55,6 +55,11 @@ fuzz_target!(|data: &[u8]| {
     let again = Policy::parse(&printed, "p.toml", "main").unwrap_or_else(|e| panic!("{e}: {printed}"));
     same_but_digest(&policy, &again);
 
+    // what is added to a time or kept as a signed number stays one
+    let limits = &policy.limits;
+    assert!(limits.quarantine_ttl <= 36_525 * 86_400);
+    assert!(limits.nar_size.max(limits.quarantine_size) <= i64::MAX as u64);
+
     let path = StorePath::from_base_name("0mdqa9w1p6cmli6976v4wi0sw9r4p5pr-a").expect("a store path");
     for nar_size in [1, policy.limits.nar_size, policy.limits.nar_size.saturating_add(1)] {
         for provenance in [
