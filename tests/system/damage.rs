@@ -82,7 +82,7 @@ async fn settled(forge: &Forge, draft: &Draft, push: Announced, item: &Item) -> 
             assert_code(status.paths[0].code.as_deref().expect("a reason"));
             assert_eq!(forge.narinfo(&item.path).await, None);
         }
-        other => panic!("{other:?} after all was sent"),
+        other => panic!("{other:?} after all was sent: {:?}", forge.status(&push, "").await),
     }
     state == PathState::Published
 }
@@ -178,7 +178,7 @@ async fn nars(#[values(false, true)] zstd: bool) {
     let item = |n: usize| Item::source("source", &format!("{n:06} {}", "more of the same ".repeat(9)));
     let length = framed(&item(0).nar_hash, &item(0).nar, zstd).len();
     let mut public = Vec::new();
-    for (n, (at, by)) in changes(length, 5).enumerate() {
+    for (n, (at, by)) in changes(length, 9).enumerate() {
         let item = item(n);
         let draft = forge.draft(&alice).item(&item);
         let push = forge.announce(&draft).await.expect("an honest announcement");

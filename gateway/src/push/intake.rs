@@ -545,4 +545,5 @@ impl NarIntact {
 }
 
 #[cfg(test)]
+#[path = "intake/tests.rs"]
 mod tests;
