@@ -11,6 +11,8 @@ pub mod keys;
 pub mod log_leaf;
 pub mod nar;
 pub mod narinfo;
+#[cfg(test)]
+mod properties;
 pub mod refscan;
 pub mod store_path;
 

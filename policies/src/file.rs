@@ -166,6 +166,7 @@ key = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use rstest::rstest;
 
     #[test]
@@ -206,5 +207,57 @@ mod tests {
     fn messages_have_line_and_column() {
         let error = Policy::parse("version = 1\ncache = \"main\"\nbad\n", "p.toml", "main").unwrap_err();
         assert!(error.to_string().contains("line 3, column 4"), "{error}");
+    }
+
+    proptest! {
+        /// Every policy that a file can hold, printed by hand, is read as what it is.
+        #[test]
+        fn what_is_written_is_read(
+            numbers in any::<[u32; 3]>(),
+            units in (0..5usize, 0..5usize),
+            closed: bool,
+            upstreams in proptest::collection::vec("[a-z]{1,9}(/[a-z]{1,5})?/?", 0..4),
+            spaces in " {0,3}",
+        ) {
+            let sizes = [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1u64 << 40)];
+            let times = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400), ("w", 604_800u64)];
+            let (size, time) = (sizes[units.0], times[units.1]);
+            let [nar, ttl, all] = numbers;
+            // as large as they may be, and no larger
+            let nar = if size.0 == "TiB" { nar >> 9 } else { nar };
+            let ttl = u64::from(ttl) % (crate::units::MAX_DURATION / time.1 + 1);
+            let closure = if closed { "self-contained" } else { "upstreams" };
+            let key = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+            let mut text = format!(
+                "version = 1\ncache = \"main\"\nclosure = \"{closure}\"\n[limits]\nnar-size = \"{nar}{spaces}{}\"\n\
+                 quarantine-ttl = \"{ttl}{spaces}{}\"\nquarantine-size = \"{all} B\"\n",
+                size.0, time.0
+            );
+            for host in &upstreams {
+                text.push_str(&format!("[[upstream]]\nurl = \"https://{host}\"\nkey = \"{key}\"\n"));
+            }
+            let policy = Policy::parse(&text, "main.toml", "main").unwrap();
+            let limits = Limits {
+                nar_size: u64::from(nar) * size.1,
+                quarantine_ttl: ttl * time.1,
+                quarantine_size: u64::from(all),
+            };
+            prop_assert_eq!(&policy.limits, &limits);
+            prop_assert_eq!(policy.closure == Closure::SelfContained, closed);
+            let found: Vec<&str> = policy.upstreams.iter().map(|u| u.url.as_str()).collect();
+            let wanted: Vec<String> =
+                upstreams.iter().map(|host| format!("https://{}", host.trim_end_matches('/'))).collect();
+            prop_assert_eq!(found, wanted);
+            prop_assert!(policy.upstreams.iter().all(|u| u.key.to_string() == key));
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused_with_the_file_s_name(
+            text in "(version = 1\n)?(cache = \"main\"\n)?\\PC{0,40}(\n\\[\\[?[a-z]{0,8}\\]?\\]?\n)?\\PC{0,40}",
+        ) {
+            if let Err(error) = Policy::parse(&text, "main.toml", "main") {
+                prop_assert!(error.to_string().starts_with("main.toml: "));
+            }
+        }
     }
 }

@@ -2,6 +2,11 @@
 
 use serde::{Deserialize, Deserializer, de::Error};
 
+/// Longest duration, in seconds: 100 years. Times are added to it, and kept in databases whose numbers have a sign.
+pub(crate) const MAX_DURATION: u64 = 36_525 * 86_400;
+/// Largest size, in bytes: sizes are signed in Nix's database and in ours.
+pub(crate) const MAX_SIZE: u64 = i64::MAX as u64;
+
 /// Parses `"4 GiB"`: a whole number and one of B, KiB, MiB, GiB, TiB. Gives bytes.
 pub fn size(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;
@@ -13,7 +18,7 @@ pub fn size(text: &str) -> Option<u64> {
         "TiB" => 1 << 40,
         _ => return None,
     };
-    number.checked_mul(scale)
+    number.checked_mul(scale).filter(|bytes| *bytes <= MAX_SIZE)
 }
 
 /// Parses `"7d"`: a whole number and one of s, m, h, d, w. Gives seconds.
@@ -27,7 +32,7 @@ pub fn duration(text: &str) -> Option<u64> {
         "w" => 604_800,
         _ => return None,
     };
-    number.checked_mul(scale)
+    number.checked_mul(scale).filter(|seconds| *seconds <= MAX_DURATION)
 }
 
 fn split(text: &str) -> Option<(u64, &str)> {
@@ -41,7 +46,8 @@ pub fn de_size<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     let text = String::deserialize(d)?;
     size(&text).ok_or_else(|| {
         D::Error::custom(format!(
-            "`{text}` is not a size; write a whole number and B, KiB, MiB, GiB or TiB, as in `\"4 GiB\"`"
+            "`{text}` is not a size; write a whole number and B, KiB, MiB, GiB or TiB, as in `\"4 GiB\"`, \
+             less than 8388608 TiB"
         ))
     })
 }
@@ -51,7 +57,8 @@ pub fn de_duration<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     let text = String::deserialize(d)?;
     duration(&text).ok_or_else(|| {
         D::Error::custom(format!(
-            "`{text}` is not a duration; write a whole number and s, m, h, d or w, as in `\"7d\"`"
+            "`{text}` is not a duration; write a whole number and s, m, h, d or w, as in `\"7d\"`, \
+             at most 100 years"
         ))
     })
 }
@@ -69,6 +76,9 @@ mod tests {
     #[case("-1 B", None)]
     #[case("1.5 GiB", None)]
     #[case("99999999999 TiB", None)]
+    #[case("8388607 TiB", Some(8_388_607 << 40))]
+    #[case("8388608 TiB", None)]
+    #[case("18446744073709551615 B", None)]
     #[case("", None)]
     fn sizes(#[case] text: &str, #[case] bytes: Option<u64>) {
         assert_eq!(size(text), bytes);
@@ -78,6 +88,9 @@ mod tests {
     #[case("7d", Some(604_800))]
     #[case("90 s", Some(90))]
     #[case("2w", Some(1_209_600))]
+    #[case("36525d", Some(MAX_DURATION))]
+    #[case("36526d", None)]
+    #[case("18446744073709551615 s", None)]
     #[case("7", None)]
     #[case("d", None)]
     #[case("7 days", None)]

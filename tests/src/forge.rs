@@ -9,7 +9,7 @@ mod remote;
 mod snapshot;
 mod stock;
 
-pub use client::{Draft, Pushed, Refused, Submitter, framed, framed_as};
+pub use client::{Draft, Pushed, Refused, Submitter, framed, framed_as, packed_derivations};
 pub use packages::{Item, Package, PackageBuilder, directory_nar, file_nar, random_hex};
 pub use remote::{Remote, Tally, all_published};
 pub use snapshot::Snapshot;

@@ -11,6 +11,7 @@ mod attacks_stock;
 mod consumers;
 mod corpus;
 mod crash;
+mod damage;
 mod http;
 mod load;
 mod pushes;

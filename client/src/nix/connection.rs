@@ -61,7 +61,7 @@ pub enum StoreError {
         "the Nix daemon speaks protocol `{}.{}`; at least 1.{OLDEST} is needed (Nix 2.3)", .0 >> 8, .0 & 0xff
     )]
     Version(u64),
-    /// The daemon's own words. The connection is still good.
+    /// The daemon's own words. The connection is still good, unless they came in the midst of a NAR.
     #[error("the Nix daemon refuses {operation}: {message}")]
     Refused { operation: &'static str, message: String },
     #[error("the Nix daemon went away during {operation}{}{said}", if .said.is_empty() { "" } else { ": " })]

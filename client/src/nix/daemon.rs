@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, Read, Write},
+    os::unix::net::UnixStream,
     path::PathBuf,
 };
 
@@ -63,6 +64,11 @@ impl Daemon {
     /// Connects to the daemon of a store, or starts one.
     pub fn connect(location: &StoreLocation) -> Result<Self, StoreError> {
         Ok(Self { connection: Connection::open(location.reach())?, location: location.clone() })
+    }
+
+    /// Greets the daemon of a store at the other end of a connected socket.
+    pub fn over(socket: UnixStream, location: &StoreLocation) -> Result<Self, StoreError> {
+        Ok(Self { connection: Connection::over(socket)?, location: location.clone() })
     }
 
     /// The protocol's minor version that both ends speak: from 21 to 35.

@@ -214,6 +214,35 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_nar_cut_at_every_byte() {
+        let bytes = nar(&[
+            b"nix-archive-1",
+            b"(",
+            b"type",
+            b"directory",
+            b"entry",
+            b"(",
+            b"name",
+            b"a",
+            b"node",
+            b"(",
+            b"type",
+            b"regular",
+            b"contents",
+            b"some contents",
+            b")",
+            b")",
+            b")",
+        ]);
+        for cut in 0..bytes.len() {
+            let mut out = Vec::new();
+            let short = Reader::new(&bytes[..cut]).copy_nar(35, bytes.len() as u64, &mut out);
+            assert!(matches!(short, Err(WireError::Closed)), "{cut}: {short:?}");
+            assert!(out.len() <= cut && bytes.starts_with(&out), "{cut}");
+        }
+    }
+
     #[rstest]
     #[case(nar(&[b"nix-archive-2"]))]
     #[case(nar(&[b"nix-archive-1", b")"]))]

@@ -569,3 +569,7 @@ impl NarIntact {
         &self.nar
     }
 }
+
+#[cfg(test)]
+#[path = "intake/tests.rs"]
+mod tests;

@@ -148,6 +148,19 @@ pub fn framed_as(nar_hash: &Sha256, compression: u8, contents: &[u8]) -> Vec<u8>
     out
 }
 
+/// The body in which derivations are sent.
+pub fn packed_derivations<'a>(texts: impl IntoIterator<Item = (&'a StorePath, &'a Vec<u8>)>) -> Vec<u8> {
+    let mut plain = Vec::new();
+    for (path, text) in texts {
+        let name = path.base_name();
+        plain.extend((name.len() as u16).to_le_bytes());
+        plain.extend(name.as_bytes());
+        plain.extend((text.len() as u32).to_le_bytes());
+        plain.extend(text);
+    }
+    zstd::bulk::compress(&plain, 1).expect("zstd")
+}
+
 /// A push that was carried out as far as it goes.
 #[derive(Debug)]
 pub struct Pushed {
@@ -269,15 +282,16 @@ impl Forge {
         token: &str,
         texts: impl IntoIterator<Item = (&'a StorePath, &'a Vec<u8>)>,
     ) -> Result<DerivationsTaken, Refused> {
-        let mut plain = Vec::new();
-        for (path, text) in texts {
-            let name = path.base_name();
-            plain.extend((name.len() as u16).to_le_bytes());
-            plain.extend(name.as_bytes());
-            plain.extend((text.len() as u32).to_le_bytes());
-            plain.extend(text);
-        }
-        let body = zstd::bulk::compress(&plain, 1).expect("zstd");
+        self.send_derivations_raw(push, token, packed_derivations(texts)).await
+    }
+
+    /// Sends these bytes as derivations.
+    pub async fn send_derivations_raw(
+        &self,
+        push: &str,
+        token: &str,
+        body: Vec<u8>,
+    ) -> Result<DerivationsTaken, Refused> {
         self.post(&format!("pushes/{push}/derivations"), Some(token), body).await
     }
 

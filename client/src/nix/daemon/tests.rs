@@ -1,4 +1,4 @@
-use std::{net::Shutdown, os::unix::net::UnixStream};
+use std::net::Shutdown;
 
 use rstest::rstest;
 
@@ -36,8 +36,7 @@ fn greeting() -> Vec<u8> {
 
 /// Talks over a connected socket.
 fn over(socket: UnixStream) -> Result<Daemon, StoreError> {
-    let location = StoreLocation::from_uri("daemon").unwrap();
-    Ok(Daemon { connection: Connection::over(socket)?, location })
+    Daemon::over(socket, &StoreLocation::from_uri("daemon").unwrap())
 }
 
 /// A daemon that says `says` and hangs up, whatever it is asked.

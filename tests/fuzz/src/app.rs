@@ -1,0 +1,9 @@
+//! In place of the gateway: all that an upload takes from it.
+
+use std::sync::Arc;
+
+use crate::blobs::Blobs;
+
+pub struct App {
+    pub blobs: Arc<dyn Blobs>,
+}
