@@ -8,7 +8,7 @@ mod packages;
 mod snapshot;
 mod stock;
 
-pub use client::{Draft, Pushed, Refused, Submitter, framed, framed_as};
+pub use client::{Draft, Pushed, Refused, Submitter, derivations_body, framed, framed_as};
 pub use packages::{Item, Package, PackageBuilder, directory_nar, file_nar, random_hex};
 pub use snapshot::Snapshot;
 pub use stock::{Packing, StockUser};
@@ -72,13 +72,23 @@ impl Forge {
 
     /// Stops the gateway and starts another on the same directory: what isn't stored is forgotten.
     pub async fn restart(self) -> Self {
-        let Self { app, clock, http, dir, claimed, stop, serving, .. } = self;
+        let (config, clock) = (self.app.config.clone(), self.clock.clone());
+        let (dir, claimed) = self.end().await;
+        Self::open(dir, config, clock, claimed).await
+    }
+
+    /// Stops the gateway and gives its directory.
+    pub async fn stop(self) -> TempDir {
+        self.end().await.0
+    }
+
+    async fn end(self) -> (TempDir, Mutex<BTreeSet<StorePath>>) {
+        let Self { app, http, dir, claimed, stop, serving, .. } = self;
         // the server waits for connections that are open
         drop((http, stop));
         serving.await.expect("the server's task").expect("the server");
-        let config = app.config.clone();
         drop(app);
-        Self::open(dir, config, clock, claimed).await
+        (dir, claimed)
     }
 
     /// The data directory.

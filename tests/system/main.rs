@@ -9,6 +9,7 @@ mod attacks_stock;
 mod consumers;
 mod corpus;
 mod crash;
+mod faults;
 mod http;
 mod pushes;
 mod stock;

@@ -61,6 +61,26 @@ pub struct Draft {
 }
 
 impl Draft {
+    /// Begins an announcement for the cache `main` of this gateway, right in every field.
+    pub fn new(gateway: &str, now: u64, by: &Submitter) -> Self {
+        Self {
+            body: Announcement {
+                version: 1,
+                audience: Audience { gateway: gateway.to_owned(), cache: "main".to_owned() },
+                nonce: random_hex(),
+                issued: now,
+                expires: now + 600,
+                paths: vec![],
+                derivations: vec![],
+                realisations: vec![],
+            },
+            key: by.key.clone(),
+            nars: BTreeMap::new(),
+            texts: BTreeMap::new(),
+            zstd: true,
+        }
+    }
+
     /// Announces a path with its bytes.
     pub fn item(mut self, item: &Item) -> Self {
         self.body.paths.push(item.announced(&self.key));
@@ -148,6 +168,19 @@ pub fn framed_as(nar_hash: &Sha256, compression: u8, contents: &[u8]) -> Vec<u8>
     out
 }
 
+/// The body of a request that sends derivations.
+pub fn derivations_body<'a>(texts: impl IntoIterator<Item = (&'a StorePath, &'a Vec<u8>)>) -> Vec<u8> {
+    let mut plain = Vec::new();
+    for (path, text) in texts {
+        let name = path.base_name();
+        plain.extend((name.len() as u16).to_le_bytes());
+        plain.extend(name.as_bytes());
+        plain.extend((text.len() as u32).to_le_bytes());
+        plain.extend(text);
+    }
+    zstd::bulk::compress(&plain, 1).expect("zstd")
+}
+
 /// A push that was carried out as far as it goes.
 #[derive(Debug)]
 pub struct Pushed {
@@ -200,23 +233,7 @@ async fn answer<T: DeserializeOwned>(response: reqwest::Response) -> Result<T, R
 impl Forge {
     /// Begins an announcement that is right in every field.
     pub fn draft(&self, by: &Submitter) -> Draft {
-        let now = self.clock.now();
-        Draft {
-            body: Announcement {
-                version: 1,
-                audience: Audience { gateway: self.app.gateway_id.clone(), cache: "main".to_owned() },
-                nonce: random_hex(),
-                issued: now,
-                expires: now + 600,
-                paths: vec![],
-                derivations: vec![],
-                realisations: vec![],
-            },
-            key: by.key.clone(),
-            nars: BTreeMap::new(),
-            texts: BTreeMap::new(),
-            zstd: true,
-        }
+        Draft::new(&self.app.gateway_id, self.clock.now(), by)
     }
 
     async fn post<T: DeserializeOwned>(
@@ -269,16 +286,7 @@ impl Forge {
         token: &str,
         texts: impl IntoIterator<Item = (&'a StorePath, &'a Vec<u8>)>,
     ) -> Result<DerivationsTaken, Refused> {
-        let mut plain = Vec::new();
-        for (path, text) in texts {
-            let name = path.base_name();
-            plain.extend((name.len() as u16).to_le_bytes());
-            plain.extend(name.as_bytes());
-            plain.extend((text.len() as u32).to_le_bytes());
-            plain.extend(text);
-        }
-        let body = zstd::bulk::compress(&plain, 1).expect("zstd");
-        self.post(&format!("pushes/{push}/derivations"), Some(token), body).await
+        self.post(&format!("pushes/{push}/derivations"), Some(token), derivations_body(texts)).await
     }
 
     /// A push from beginning to end, as far as it gets: sends the texts and NARs that are wanted and that the draft has,
