@@ -106,25 +106,59 @@ impl DataDir {
 
 /// Opens the database of a data directory, making both where they are missing, and the gateway's constants.
 pub async fn open_database(dir: &Path, clock: &Clock) -> anyhow::Result<(Arc<dyn Db>, GatewayRow)> {
+    let db = database(dir).await?;
+    let row = constants(db.as_ref(), clock).await?;
+    Ok((db, row))
+}
+
+async fn database(dir: &Path) -> anyhow::Result<Arc<dyn Db>> {
     let data = DataDir::new(dir);
     std::fs::create_dir_all(dir).with_context(|| format!("the data directory {}", dir.display()))?;
     let db = Sqlite::open(&data.database)
         .await
         .with_context(|| format!("the database {}", data.database.display()))?;
+    Ok(Arc::new(db))
+}
+
+async fn constants(db: &dyn Db, clock: &Clock) -> Result<GatewayRow, crate::db::DbError> {
     let fresh = GatewayRow { id: crate::random::hex(16), secret: crate::random::bytes::<32>().to_vec() };
-    let row = db.gateway(fresh, clock.now()).await?;
-    Ok((Arc::new(db), row))
+    db.gateway(fresh, clock.now()).await
+}
+
+/// The two seams that a gateway stands on.
+pub struct Seams {
+    pub db: Arc<dyn Db>,
+    pub blobs: Arc<dyn Blobs>,
+}
+
+impl Seams {
+    /// Those of a data directory, made where they are missing.
+    pub async fn below(dir: &Path) -> anyhow::Result<Self> {
+        let db = database(dir).await?;
+        let blobs = DataDir::new(dir).blobs;
+        let blobs =
+            Directory::open(&blobs).with_context(|| format!("the blob directory {}", blobs.display()))?;
+        Ok(Self { db, blobs: Arc::new(blobs) })
+    }
 }
 
 impl App {
     /// Opens a data directory, makes what a first start needs, and finishes what a crash left half done.
     pub async fn open(dir: &Path, config: Config, clock: Clock) -> anyhow::Result<Arc<Self>> {
-        let data = DataDir::new(dir);
-        let (db, row) = open_database(dir, &clock).await?;
-        let blobs = Directory::open(&data.blobs)
-            .with_context(|| format!("the blob directory {}", data.blobs.display()))?;
+        Self::open_on(Seams::below(dir).await?, dir, config, clock).await
+    }
+
+    /// The same on given seams. Keys and policies are files of the data directory all the same.
+    pub async fn open_on(
+        Seams { db, blobs }: Seams,
+        dir: &Path,
+        config: Config,
+        clock: Clock,
+    ) -> anyhow::Result<Arc<Self>> {
+        let places = DataDir::new(dir).places;
+        let row = constants(db.as_ref(), &clock).await?;
         if db.caches().await?.is_empty() {
-            caches::create(db.as_ref(), &data.places, &clock, "main").await?;
+            caches::create(db.as_ref(), &places, &clock, "main").await?;
         }
         let (started, mut new_caches) = mpsc::unbounded_channel();
         let shares = Shares::of(&config.limits);
@@ -135,7 +169,7 @@ impl App {
             );
         }
         let memory = Memory::new(shares.rest);
-        let disk = Disk::new(vec![dir.to_owned(), data.blobs.clone()], config.limits.free_space);
+        let disk = Disk::new(vec![dir.to_owned(), DataDir::new(dir).blobs], config.limits.free_space);
         if !disk.has_room() {
             tracing::warn!(
                 "the disk has less free space than `limits.free-space`: nothing is taken until there is more"
@@ -144,10 +178,10 @@ impl App {
         let quarantined = Arc::new(AtomicU64::new(db.quarantine_total().await?));
         let app = Arc::new(Self {
             db,
-            blobs: Arc::new(blobs),
+            blobs,
             gateway_id: row.id,
             secret: row.secret,
-            caches: Caches::new(data.places, started),
+            caches: Caches::new(places, started),
             upstreams: Upstreams::new(clock.clone())?,
             sessions: Sessions::new(memory.all() / 4),
             derivations: Derivations::default(),

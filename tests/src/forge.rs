@@ -74,13 +74,23 @@ impl Forge {
 
     /// Stops the gateway and starts another on the same directory: what isn't stored is forgotten.
     pub async fn restart(self) -> Self {
-        let Self { app, clock, http, dir, claimed, stop, serving, .. } = self;
+        let (config, clock) = (self.app.config.clone(), self.clock.clone());
+        let (dir, claimed) = self.end().await;
+        Self::open(dir, config, clock, claimed).await
+    }
+
+    /// Stops the gateway and gives its directory.
+    pub async fn stop(self) -> TempDir {
+        self.end().await.0
+    }
+
+    async fn end(self) -> (TempDir, Mutex<BTreeSet<StorePath>>) {
+        let Self { app, http, dir, claimed, stop, serving, .. } = self;
         // the server waits for connections that are open
         drop((http, stop));
         serving.await.expect("the server's task").expect("the server");
-        let config = app.config.clone();
         drop(app);
-        Self::open(dir, config, clock, claimed).await
+        (dir, claimed)
     }
 
     /// The data directory.

@@ -12,6 +12,7 @@ mod consumers;
 mod corpus;
 mod crash;
 mod damage;
+mod faults;
 mod http;
 mod load;
 mod pushes;

@@ -114,16 +114,7 @@ pub async fn tend(app: Arc<App>) {
             }
             () = stopped(&mut stopping) => return,
         };
-        mark_revealed(&app).await;
-        if let Err(e) = finish_unrevealed(&app).await {
-            tracing::warn!(error = &e as &dyn std::error::Error, "narinfos still can't be written");
-        }
-        if let Err(e) = super::stock::beside::publish_logs(&app).await {
-            tracing::warn!(error = e.message, "build logs can't be published; they are tried again");
-        }
-        if let Err(e) = sweep(&app).await {
-            tracing::warn!(error = &e as &dyn std::error::Error, "sweeping failed");
-        }
+        tidy(&app).await;
         if regular {
             if ticks.is_multiple_of(FORGETTING)
                 && let Err(e) = forget(&app).await
@@ -136,6 +127,20 @@ pub async fn tend(app: Arc<App>) {
                 tracing::warn!(error = &e as &dyn std::error::Error, "looking at open pushes failed");
             }
         }
+    }
+}
+
+/// Finishes and frees whatever can be now. What fails is logged, and tried again the next time.
+pub async fn tidy(app: &Arc<App>) {
+    mark_revealed(app).await;
+    if let Err(e) = finish_unrevealed(app).await {
+        tracing::warn!(error = &e as &dyn std::error::Error, "narinfos still can't be written");
+    }
+    if let Err(e) = super::stock::beside::publish_logs(app).await {
+        tracing::warn!(error = e.message, "build logs can't be published; they are tried again");
+    }
+    if let Err(e) = sweep(app).await {
+        tracing::warn!(error = &e as &dyn std::error::Error, "sweeping failed");
     }
 }
 

@@ -61,6 +61,26 @@ pub struct Draft {
 }
 
 impl Draft {
+    /// Begins an announcement for the cache `main` of this gateway, right in every field.
+    pub fn new(gateway: &str, now: u64, by: &Submitter) -> Self {
+        Self {
+            body: Announcement {
+                version: 1,
+                audience: Audience { gateway: gateway.to_owned(), cache: "main".to_owned() },
+                nonce: random_hex(),
+                issued: now,
+                expires: now + 600,
+                paths: vec![],
+                derivations: vec![],
+                realisations: vec![],
+            },
+            key: by.key.clone(),
+            nars: BTreeMap::new(),
+            texts: BTreeMap::new(),
+            zstd: true,
+        }
+    }
+
     /// Announces a path with its bytes.
     pub fn item(mut self, item: &Item) -> Self {
         self.body.paths.push(item.announced(&self.key));
@@ -213,23 +233,7 @@ async fn answer<T: DeserializeOwned>(response: reqwest::Response) -> Result<T, R
 impl Forge {
     /// Begins an announcement that is right in every field.
     pub fn draft(&self, by: &Submitter) -> Draft {
-        let now = self.clock.now();
-        Draft {
-            body: Announcement {
-                version: 1,
-                audience: Audience { gateway: self.app.gateway_id.clone(), cache: "main".to_owned() },
-                nonce: random_hex(),
-                issued: now,
-                expires: now + 600,
-                paths: vec![],
-                derivations: vec![],
-                realisations: vec![],
-            },
-            key: by.key.clone(),
-            nars: BTreeMap::new(),
-            texts: BTreeMap::new(),
-            zstd: true,
-        }
+        Draft::new(&self.app.gateway_id, self.clock.now(), by)
     }
 
     async fn post<T: DeserializeOwned>(

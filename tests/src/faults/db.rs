@@ -1,0 +1,143 @@
+//! The database with faults: every method that writes is a point at which one can come.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use pushgate_formats::{
+    Sha256, StorePath,
+    keys::{KeyName, PublicKey},
+};
+use pushgate_gateway::db::*;
+
+use super::{Faults, Kind, Todo};
+
+/// See the module's documentation.
+pub struct FaultyDb {
+    inner: Arc<dyn Db>,
+    faults: Arc<Faults>,
+}
+
+fn fault() -> DbError {
+    DbError::Sqlx(sqlx::Error::Io(io::Error::other("a fault of the test's making")))
+}
+
+impl FaultyDb {
+    pub fn new(inner: Arc<dyn Db>, faults: Arc<Faults>) -> Self {
+        Self { inner, faults }
+    }
+
+    async fn write<T>(&self, what: &'static str, call: impl Future<Output = Result<T>>) -> Result<T> {
+        let Some(entered) = self.faults.enter(what) else { return std::future::pending().await };
+        let answer = match entered.todo {
+            Todo::Go => call.await,
+            Todo::Strike(Kind::NotStored) => Err(fault()),
+            Todo::Strike(Kind::Stored) => call.await.and(Err(fault())),
+            Todo::Strike(kind) => {
+                if kind != Kind::KilledBefore {
+                    // as it ends: the process may die whether it succeeded or not
+                    let _ = call.await;
+                }
+                self.faults.die();
+                Err(fault())
+            }
+        };
+        drop(entered);
+        // the dead aren't answered
+        if self.faults.is_dead() { std::future::pending().await } else { answer }
+    }
+
+    async fn read<T>(&self, _: &'static str, call: impl Future<Output = Result<T>>) -> Result<T> {
+        let answer = call.await;
+        if self.faults.is_dead() { std::future::pending().await } else { answer }
+    }
+}
+
+/// One line for each method of the seam: whether it writes, and its signature.
+macro_rules! seam {
+    ($( $how:ident fn $name:ident(&$self:ident $(, $arg:ident: $ty:ty)*) -> $ret:ty; )*) => {
+        #[async_trait]
+        impl Db for FaultyDb {
+            $(
+                async fn $name(&$self $(, $arg: $ty)*) -> Result<$ret> {
+                    $self.$how(stringify!($name), $self.inner.$name($($arg),*)).await
+                }
+            )*
+        }
+    };
+}
+
+seam! {
+    write fn gateway(&self, fresh: GatewayRow, now: u64) -> GatewayRow;
+    read fn ping(&self) -> ();
+
+    read fn caches(&self) -> Vec<CacheRow>;
+    write fn add_cache(&self, row: &CacheRow) -> bool;
+
+    write fn add_invite(&self, invite: &InviteRow) -> ();
+    read fn is_invite(&self, code: &Sha256) -> bool;
+    write fn redeem(&self, code: &Sha256, key: &PublicKey, now: u64) -> Redeemed;
+    read fn key(&self, key: &[u8; 32]) -> Option<EnrolledKey>;
+    read fn key_named(&self, name: &KeyName) -> Option<EnrolledKey>;
+    read fn keys(&self) -> Vec<EnrolledKey>;
+    write fn revoke_key(&self, name: &KeyName, now: u64) -> bool;
+
+    write fn add_push(&self, push: &PushRow, claims: &[NewClaim], realisations: &[RealisationRow]) -> PushAdded;
+    read fn push_by_digest(&self, digest: &Sha256) -> Option<PushRow>;
+    read fn push(&self, id: &str) -> Option<PushRow>;
+    read fn claims(&self, push: &str) -> Vec<ClaimRow>;
+    read fn claims_beside(&self, push: &str) -> Vec<ClaimRow>;
+    read fn claims_of_path(&self, cache: &str, path: &StorePath) -> Vec<ClaimRow>;
+    read fn realisations(&self, push: &str) -> Vec<RealisationRow>;
+    read fn pushes_of(&self, identity: i64, most: u32) -> Vec<PushCounts>;
+    read fn open_pushes(&self) -> Vec<(String, String)>;
+    read fn pushes_waiting_on(&self, cache: &str, paths: &[StorePath]) -> Vec<String>;
+    read fn rival_claims(&self, cache: &str, paths: &[StorePath]) -> Vec<ClaimRow>;
+
+    read fn quarantined(&self, identity: i64, nars: &[Sha256]) -> Vec<QuarantineRow>;
+    write fn add_quarantined(&self, identity: i64, rows: &[QuarantineRow], expires: u64) -> HashSet<Sha256>;
+    write fn drop_quarantined(&self, identity: i64, nar: &Sha256) -> ();
+    read fn quarantine_bytes(&self, identity: i64) -> u64;
+    read fn quarantine_total(&self) -> u64;
+    read fn open_of(&self, identity: i64) -> Open;
+    read fn owners(&self, pushes: &[String]) -> HashMap<String, String>;
+    read fn packs(&self) -> HashSet<String>;
+    write fn sweep(&self, now: u64) -> Swept;
+    write fn forget(&self, before: u64) -> Forgotten;
+
+    read fn derivations_sent(&self, identity: i64, paths: &[StorePath]) -> HashSet<StorePath>;
+    read fn derivations(&self, paths: &[StorePath]) -> Vec<DerivationRow>;
+    write fn add_derivations(&self, identity: i64, rows: &[DerivationRow], now: u64) -> u64;
+    write fn use_derivations(&self, identity: i64, paths: &[StorePath], now: u64) -> ();
+    write fn add_facts(&self, rows: &[DerivationRow]) -> ();
+
+    write fn add_token(&self, token: &TokenRow) -> ();
+    read fn token(&self, hash: &Sha256) -> Option<TokenHolder>;
+    write fn revoke_tokens(&self, identity: i64, now: u64) -> u64;
+    write fn add_stock_nar(&self, row: &StockNarRow) -> ();
+    read fn stock_nar(&self, identity: i64, cache: &str, file: &str) -> Option<QuarantineRow>;
+    write fn release_stock_nar(&self, identity: i64, cache: &str, file: &str, until: u64) -> ();
+    read fn own_claims(&self, cache: &str, identity: i64, hash_part: &str) -> Vec<ClaimRow>;
+    write fn add_realisation(&self, cache: &str, push: &str, row: &RealisationRow) -> ();
+    read fn own_realisations(&self, cache: &str, identity: i64, id: &str) -> Vec<RealisationRow>;
+    read fn has_derivation(&self, cache: &str, identity: i64, derivation: &StorePath) -> bool;
+    read fn derivations_at_hand(&self, cache: &str, identity: i64, paths: &[StorePath]) -> HashSet<StorePath>;
+    write fn add_build_log(&self, row: &BuildLogRow, expires: u64) -> ();
+    read fn ready_build_logs(&self, most: u32) -> Vec<BuildLogRow>;
+    read fn build_log_bytes(&self, identity: i64) -> u64;
+    write fn drop_build_logs(&self, rows: &[BuildLogRow]) -> ();
+
+    read fn published(&self, cache: &str, hash_parts: &[&str]) -> HashMap<String, PublishedRow>;
+    read fn published_hashes(&self, cache: &str, hash_parts: &[&str]) -> HashMap<String, (StorePath, Sha256)>;
+    write fn commit(&self, judged: &Judged) -> Committed;
+    read fn unseen(&self, cache: &str) -> Vec<PublishedRow>;
+    write fn mark_visible(&self, cache: &str, paths: &[StorePath]) -> ();
+
+    read fn upstream_paths(&self, url: &str, key: &PublicKey, paths: &[StorePath]) -> Vec<UpstreamRow>;
+    write fn add_upstream_paths(&self, url: &str, key: &PublicKey, rows: &[UpstreamRow], now: u64) -> ();
+
+    read fn leaves(&self, cache: &str, from: u64, most: u32) -> Vec<(u64, Vec<u8>, Sha256)>;
+}
