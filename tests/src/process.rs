@@ -2,8 +2,10 @@
 //! their own that are removed with them. Doesn't forge anything, and looks into no process but through what it prints,
 //! serves and keeps on the disk.
 
+mod nginx;
 mod nix;
 mod nix_version;
+mod recorder;
 mod web;
 
 use std::{
@@ -26,8 +28,10 @@ use reqwest::StatusCode;
 use serde::Deserialize;
 use tempfile::TempDir;
 
+pub use nginx::Nginx;
 pub use nix::Nix;
 pub use nix_version::NixVersion;
+pub use recorder::Recorder;
 pub use web::{Answer, Web};
 
 /// Longest wait for another process. It ends at once when what is waited for happens: being slow fails nothing.

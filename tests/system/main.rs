@@ -17,5 +17,6 @@ mod http;
 mod load;
 mod pushes;
 mod reads;
+mod static_files;
 mod stock;
 mod upstream;
