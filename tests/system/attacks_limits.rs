@@ -8,7 +8,7 @@
 //! | 1,000 half-open uploads | `a_thousand_half_open_uploads` |
 //! | one owner with many identities | `places_are_an_owners_and_some_are_for_newcomers` |
 //! | slow bodies, long bodies | `upload_too_slow`, `upload_too_long` |
-//! | memory: announcements, derivations, sessions | `gateway_busy`; the whole process: `load::five_hundred_clients_at_once` |
+//! | memory: announcements, derivations, sessions | `gateway_busy`, `memory_that_runs_out_in_an_upload`; the whole process: `load::five_hundred_clients_at_once` |
 //! | pushes that are never finished | `too_many_open_pushes`, `too_many_open_paths`, `announcements_count_in_the_quota` |
 //! | connections that only look alive, answers that nobody takes | `a_connection_without_requests_is_closed_although_it_answers_pings`, `an_answer_that_nobody_takes_is_given_up` |
 //! | rows that stay for ever | `ended_pushes_are_forgotten_and_evidence_stays`, `derivations_that_nobody_uses_are_forgotten` |
@@ -386,6 +386,37 @@ async fn gateway_busy() {
     assert_eq!(forge.app.uploads.taken(), 0);
     drop((all, rest));
     forge.complete(&draft, push).await.assert_published(package.path());
+}
+
+/// Memory that runs out in the midst of an upload: what came before is kept, and nothing else is counted or stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_that_runs_out_in_an_upload() {
+    let forge = forge(|_| {}).await;
+    let alice = forge.submitter("alice").await;
+    let items: Vec<Item> = std::iter::repeat_with(source).take(12).collect();
+    let draft = items.iter().fold(forge.draft(&alice), |draft, item| draft.item(item));
+    let push = forge.announce(&draft).await.unwrap();
+    let key = forge.app.db.key_named(alice.key.name()).await.unwrap().unwrap();
+    let (_, budget) = forge.app.submitter(key.identity, u64::MAX).await.unwrap();
+    assert_eq!(budget.all.load(Relaxed), 0);
+    let all = forge.app.memory.take(forge.app.memory.all() / 64 * 63).unwrap();
+    let mut rest = vec![];
+    while let Some(more) = forge.app.memory.take(1) {
+        rest.push(more);
+    }
+    // for what was found in some of the NARs, not in all
+    rest.truncate(rest.len() - 6);
+    let body = items.iter().flat_map(|item| framed(&item.nar_hash, &item.nar, false)).collect();
+    let refused = forge.upload(&push.status.push, &push.token, body).await.unwrap_err();
+    assert_eq!((refused.status, refused.code.as_str()), (503, "gateway-busy"), "{refused:?}");
+    drop((all, rest));
+    let status = forge.status(&push, "").await.unwrap();
+    let left = status.wanted.len();
+    assert!(0 < left && left < items.len(), "{left} are wanted still");
+    let pushed = forge.complete(&draft, Announced { status, token: push.token }).await;
+    items.iter().for_each(|item| pushed.assert_published(&item.path));
+    assert!(forge.snapshot().await.packs.is_empty());
+    assert_eq!(budget.all.load(Relaxed), 0);
 }
 
 /// Pushes that wait take their memory from what is shared; those that are only remembered give it back.

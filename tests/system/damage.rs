@@ -12,7 +12,7 @@ use pushgate_tests::forge::{Draft, Forge, Item, Package, framed, framed_as, pack
 use rstest::rstest;
 
 /// Every code that damage may be answered with.
-const CODES: [&str; 17] = [
+const CODES: [&str; 19] = [
     "announcement-malformed",
     "signature-missing",
     "signature-invalid",
@@ -26,8 +26,10 @@ const CODES: [&str; 17] = [
     "nar-too-large",
     "compression-invalid",
     "derivations-malformed",
+    "derivations-too-large",
     "derivation-malformed",
     "derivation-mismatch",
+    "derivation-not-announced",
     "derivation-not-canonical",
     "derivation-path-mismatch",
 ];
@@ -124,9 +126,10 @@ async fn derivations() {
     let alice = forge.submitter("alice").await;
     let before = forge.snapshot().await;
     let package = |n: usize| {
+        // other contents too: bytes that are here already aren't asked for again
         let n = n.to_string();
         let input = Package::new("input").env("n", &n).build();
-        Package::new("tool").input(&input).env("n", &n).build()
+        Package::new("tool").input(&input).contents(&n).build()
     };
     let length = packed_derivations(package(0).closure.iter().map(|(path, text)| (path, text))).len();
     let mut public = Vec::new();

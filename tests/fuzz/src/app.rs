@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::blobs::Blobs;
+use crate::{blobs::Blobs, limits::Memory};
 
 pub struct App {
     pub blobs: Arc<dyn Blobs>,
+    pub memory: Memory,
 }

@@ -24,6 +24,7 @@ pub trait Blobs: Send + Sync + 'static {
     fn begin_pack(&self) -> io::Result<Box<dyn PackWriter>>;
     fn read_pack(&self, range: &PackRange) -> io::Result<Box<dyn Read + Send>>;
     fn remove_packs(&self, packs: &[String]) -> io::Result<()>;
+    fn free(&self, ranges: &[PackRange]) -> io::Result<()>;
 }
 
 type Packs = Arc<Mutex<HashMap<String, Vec<u8>>>>;
@@ -60,6 +61,10 @@ impl Blobs for Memory {
     fn remove_packs(&self, names: &[String]) -> io::Result<()> {
         let mut packs = self.packs.lock().unwrap_or_else(PoisonError::into_inner);
         names.iter().for_each(|name| drop(packs.remove(name)));
+        Ok(())
+    }
+
+    fn free(&self, _ranges: &[PackRange]) -> io::Result<()> {
         Ok(())
     }
 }

@@ -1,15 +1,21 @@
 //! What the fuzz targets drive.
 //!
 //! `formats` and `policies` are linked. Of the gateway and the client only those files are compiled in that read bytes of
-//! others ([`push`], [`nix`]), from where they are and as they are: linking the crates would build TLS, SQLite and two HTTP
+//! others ([`push`], [`nix`]) or bound them ([`limits`], [`config`]), from where they are and as they are: linking the crates would build TLS, SQLite and two HTTP
 //! stacks for nothing. What these files ask of the rest of the gateway is answered by a few lines here
 //! ([`app`], [`blobs`], [`db`], [`error`], [`push::session`]).
 
 mod alloc;
 pub mod app;
 pub mod blobs;
+#[path = "../../../gateway/src/config.rs"]
+#[allow(dead_code, reason = "the targets need a part of it")]
+pub mod config;
 pub mod db;
 pub mod error;
+#[path = "../../../gateway/src/limits.rs"]
+#[allow(dead_code, reason = "the targets need a part of it")]
+pub mod limits;
 pub mod push;
 
 #[path = "../../../client/src/nix/mod.rs"]

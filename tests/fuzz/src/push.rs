@@ -6,6 +6,8 @@
 pub mod announce;
 #[path = "../../../gateway/src/push/decompress.rs"]
 pub mod decompress;
+#[path = "../../../gateway/src/push/stock/encoding.rs"]
+pub mod encoding;
 #[path = "../../../gateway/src/push/intake.rs"]
 pub mod intake;
 #[path = "../../../gateway/src/push/quarantine.rs"]
@@ -18,12 +20,14 @@ pub mod upload;
 /// In place of the push that an upload belongs to.
 pub mod session {
     use pushgate_formats::Sha256;
+    use pushgate_policies::Policy;
 
     use super::intake::Plan;
 
     /// Wants every NAR but those whose hash begins with `0xff`.
     pub struct Session {
         pub plan: Plan,
+        pub cache: Cache,
     }
 
     impl Session {
@@ -33,6 +37,16 @@ pub mod session {
 
         pub fn plan(&self, _nar: &Sha256) -> Plan {
             self.plan.clone()
+        }
+    }
+
+    pub struct Cache {
+        pub policy: Policy,
+    }
+
+    impl Cache {
+        pub const fn policy(&self) -> &Policy {
+            &self.policy
         }
     }
 }

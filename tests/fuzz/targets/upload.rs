@@ -19,22 +19,31 @@ use pushgate_formats::{
 };
 use pushgate_fuzz::{
     app::App,
-    assert_code, assert_message,
-    blobs::Memory,
+    assert_code, assert_message, blobs,
+    limits::{Budget, Memory},
     pieces,
     push::{
         intake::{Compression, DigestWanted, Examined, Examiner, HashAlgoName, IntakeError, Plan},
         quarantine::{Quarantined, ScanSet, examine_again},
-        session::Session,
-        upload::{Budget, Upload, UploadError},
+        session::{Cache, Session},
+        upload::{Upload, UploadError},
     },
 };
+use pushgate_policies::Policy;
 
 /// Largest NAR, in bytes.
 const LIMIT: u64 = 1 << 20;
 /// Compressed bytes that may be kept.
 const BUDGET: u64 = 8 << 10;
 
+/// Bytes of memory for what is kept of NARs until the end: room for one text that may be a derivation's, and for what was
+/// found in a few NARs.
+const MEMORY: u64 = 3 * LIMIT + (8 << 10);
+
+static POLICY: LazyLock<Policy> = LazyLock::new(|| {
+    let text = format!("version = 1\ncache = \"main\"\n[limits]\nnar-size = \"{LIMIT} B\"\n");
+    Policy::parse(&text, "main.toml", "main").expect("a policy")
+});
 static PLAN: LazyLock<Plan> = LazyLock::new(|| {
     let paths = ["0mdqa9w1p6cmli6976v4wi0sw9r4p5pr-x", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-a"]
         .map(|base| StorePath::from_base_name(base).expect("a store path"));
@@ -165,16 +174,17 @@ struct Uploaded {
     /// For each record: its hash and the code where it was refused.
     results: Vec<(Sha256, Option<String>)>,
     nars: Vec<Arc<Quarantined>>,
-    blobs: Arc<Memory>,
+    blobs: Arc<blobs::Memory>,
     used: u64,
 }
 
 fn upload<'a>(mut parts: impl Iterator<Item = &'a [u8]>) -> Uploaded {
-    let blobs = Arc::new(Memory::default());
-    let app = App { blobs: blobs.clone() };
-    let budget = Budget { used: Arc::new(AtomicU64::new(0)), most: BUDGET };
-    let used = budget.used.clone();
-    let mut upload = Upload::new(&app, Arc::new(Session { plan: PLAN.clone() }), budget);
+    let blobs = Arc::new(blobs::Memory::default());
+    let app = App { blobs: blobs.clone(), memory: Memory::new(MEMORY) };
+    let used = Arc::new(AtomicU64::new(0));
+    let budget = Budget { own: used.clone(), most: BUDGET, all: Arc::default(), all_most: BUDGET };
+    let session = Session { plan: PLAN.clone(), cache: Cache { policy: POLICY.clone() } };
+    let mut upload = Upload::new(&app, Arc::new(session), budget);
     let error = parts
         .try_for_each(|part| {
             upload.feed(part)?;
@@ -183,10 +193,12 @@ fn upload<'a>(mut parts: impl Iterator<Item = &'a [u8]>) -> Uploaded {
         })
         .err();
     let complete = upload.is_complete();
-    let texts = upload.take_texts();
+    let (texts, held) = upload.take_texts();
     assert!(texts.iter().all(|(_, text)| Derivation::parse(text).is_ok()));
-    let (nars, results) = upload.finish().expect("memory doesn't fail");
-    let results = results
+    drop(held);
+    let finished = upload.finish().expect("memory doesn't fail");
+    let results = finished
+        .results
         .into_iter()
         .map(|result| {
             if let Some(error) = &result.error {
@@ -196,6 +208,9 @@ fn upload<'a>(mut parts: impl Iterator<Item = &'a [u8]>) -> Uploaded {
             (result.nar_hash, result.error.map(|e| e.code))
         })
         .collect();
+    let nars = finished.nars;
+    // as if rows were written
+    finished.counted.keep();
     Uploaded { error: error.map(|e| e.to_string()), complete, results, nars, blobs, used: used.load(Relaxed) }
 }
 
