@@ -35,8 +35,8 @@ pub struct Limits {
     /// Seconds for which a reader may take nothing of an answer before the connection is closed; at most twice that after a
     /// quicker part. Default: 60.
     pub download_idle: u64,
-    /// Bytes per second that a reader has to take of an answer, measured over `download-idle` seconds of waiting for it.
-    /// Default: 1024.
+    /// Bytes per second that a reader has to take of an answer, measured over `download-idle` seconds of waiting for it; on
+    /// HTTP/2 over `header-timeout`. Default: 1024.
     pub download_rate: u64,
     /// Connections served at once; fewer where the process may not have so many files open. Default: 4096.
     pub connections: usize,

@@ -574,7 +574,10 @@ async fn a_connection_without_requests_is_closed_although_it_answers_pings() {
 /// One who asks for a large file and doesn't read it loses his place; one who reads gets the whole.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_nobody_takes_is_given_up() {
-    let forge = forge(|config| (config.limits.header_timeout, config.limits.connections) = (1, 3)).await;
+    let forge = forge(|config| {
+        (config.limits.header_timeout, config.limits.download_idle, config.limits.connections) = (1, 1, 3);
+    })
+    .await;
     let alice = forge.submitter("alice").await;
     let item = noise(48 << 20);
     let mut draft = forge.draft(&alice).item(&item);
@@ -595,6 +598,8 @@ async fn an_answer_that_nobody_takes_is_given_up() {
         assert!(got == item.nar, "{} bytes came", got.len());
     };
     tokio::time::timeout(Duration::from_secs(60), whole).await.expect("a place becomes free");
+    // long enough for each of them
+    tokio::time::sleep(Duration::from_secs(4)).await;
     for mut socket in stuck {
         let mut rest = Vec::new();
         let _ = tokio::time::timeout(Duration::from_secs(20), socket.read_to_end(&mut rest))

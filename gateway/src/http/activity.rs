@@ -1,11 +1,12 @@
 //! Whether anything goes on over a connection: requests being handled, answers being taken. One over which nothing does is
-//! closed, whatever it does to look alive, and so is one whose other side doesn't take its answer.
+//! closed, whatever it does to look alive, and so is one whose other side doesn't take its answer, where that doesn't show
+//! at the socket: on HTTP/2 it closes the window of a stream.
 
 use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll},
 };
@@ -28,6 +29,8 @@ pub(super) struct Activity {
     steps: AtomicU64,
     /// Bytes of answers that were taken.
     moved: AtomicU64,
+    /// The socket takes nothing right now. How long it may is judged there.
+    blocked: AtomicBool,
 }
 
 /// What went on since the last look.
@@ -43,13 +46,23 @@ impl Activity {
     /// Looks, and begins to count anew. `least` are the bytes of answers that have to be taken from one look to the next.
     pub(super) fn look(&self, least: u64) -> State {
         let (steps, moved) = (self.steps.swap(0, Relaxed), self.moved.swap(0, Relaxed));
-        if steps > 0 || self.handling.load(Relaxed) > 0 {
+        // what is still on its way to the socket may be the end of an answer whose body is gone
+        if steps > 0 || self.handling.load(Relaxed) > 0 || self.blocked.load(Relaxed) {
             return State::Busy;
         }
         match self.sending.load(Relaxed) {
             0 => State::Idle,
             _ if moved < least => State::Stalled,
             _ => State::Busy,
+        }
+    }
+}
+
+impl Activity {
+    /// Notes whether the socket takes what it is given.
+    pub(super) fn note_socket(&self, blocked: bool) {
+        if self.blocked.load(Relaxed) != blocked {
+            self.blocked.store(blocked, Relaxed);
         }
     }
 }
@@ -154,6 +167,9 @@ mod tests {
         drop(handling);
         // it began a moment ago
         assert_eq!((activity.look(10), activity.look(10)), (State::Busy, State::Stalled));
+        activity.note_socket(true);
+        assert_eq!((activity.look(10), activity.look(10)), (State::Busy, State::Busy));
+        activity.note_socket(false);
         activity.moved.fetch_add(10, Relaxed);
         assert_eq!((activity.look(10), activity.look(10)), (State::Busy, State::Stalled));
         drop(sending);

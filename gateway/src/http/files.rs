@@ -30,8 +30,10 @@ use rustix::{
 };
 use tokio::{io::Interest, net::TcpStream, task::JoinHandle};
 
-/// Stands for bytes of a file; a static has one address. Its length is that of the steps in which a body is seen to be taken.
-static STAND_IN: [u8; 16 << 10] = [0; 16 << 10];
+/// The steps in which a body is taken. Small, so that it shows that a slow reader takes something, and on HTTP/2 holds little.
+const STEP: usize = 16 << 10;
+/// Stands for bytes of a file; a static has one address.
+static STAND_IN: [u8; STEP] = [0; STEP];
 /// Bytes sent at a time: enough to make the calls cheap, few enough that a fast reader doesn't keep a thread to himself.
 const PIECE: usize = 256 << 10;
 
@@ -214,6 +216,52 @@ impl Body for FileBody {
 
     fn is_end_stream(&self) -> bool {
         self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+/// A part of a file as a body, read a piece at a time once the last one is gone.
+pub(super) struct Pieces {
+    file: Arc<File>,
+    at: u64,
+    left: u64,
+    reading: Option<JoinHandle<io::Result<Bytes>>>,
+}
+
+impl Pieces {
+    pub(super) fn new(file: File, start: u64, length: u64) -> Self {
+        Self { file: Arc::new(file), at: start, left: length, reading: None }
+    }
+}
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        let (file, at, left) = (self.file.clone(), self.at, self.left);
+        let reading = self.reading.get_or_insert_with(|| {
+            tokio::task::spawn_blocking(move || {
+                let mut piece = vec![0; STEP.min(usize::try_from(left).unwrap_or(STEP))];
+                file.read_exact_at(&mut piece, at).map(|()| piece.into())
+            })
+        });
+        let piece = ready!(Pin::new(reading).poll(cx)).unwrap_or_else(|e| Err(io::Error::other(e)));
+        self.reading = None;
+        if let Ok(piece) = &piece {
+            self.at += piece.len() as u64;
+            self.left -= piece.len() as u64;
+        }
+        Poll::Ready(Some(piece.map(Frame::data)))
     }
 
     fn size_hint(&self) -> SizeHint {

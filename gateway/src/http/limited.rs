@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{
+    activity::Activity,
     files::Outbox,
     patience::{Pace, Reader},
 };
@@ -74,7 +75,14 @@ impl Limited {
         let _ = stream.set_nodelay(true);
         let opening = Some(Opening { due: Box::pin(tokio::time::sleep(self.patience)), seen: 0 });
         let reader = Reader::new(self.pace);
-        Connection { stream, opening, outbox: Outbox::default(), reader, _place: place }
+        Connection {
+            stream,
+            opening,
+            outbox: Outbox::default(),
+            activity: Arc::default(),
+            reader,
+            _place: place,
+        }
     }
 }
 
@@ -83,6 +91,7 @@ pub(super) struct Connection {
     stream: TcpStream,
     opening: Option<Opening>,
     outbox: Outbox,
+    activity: Arc<Activity>,
     reader: Reader,
     _place: Option<OwnedSemaphorePermit>,
 }
@@ -91,6 +100,27 @@ impl Connection {
     /// Where handlers put files for this connection.
     pub(super) fn outbox(&self) -> Outbox {
         self.outbox.clone()
+    }
+
+    /// What goes on over it.
+    pub(super) fn activity(&self) -> Arc<Activity> {
+        self.activity.clone()
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        loop {
+            match self.outbox.poll_send(cx, &self.stream, bufs) {
+                Poll::Pending if self.outbox.is_reading() => return Poll::Pending,
+                Poll::Pending => {}
+                Poll::Ready(Ok(sent)) => return Poll::Ready(self.reader.took(sent).map(|()| sent)),
+                failed => return failed,
+            }
+            ready!(self.reader.poll_due(cx));
+            match self.outbox.send(&self.stream, bufs) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.reader.full()?,
+                sent => return Poll::Ready(sent.inspect(|sent| self.reader.found(*sent))),
+            }
+        }
     }
 }
 
@@ -149,22 +179,9 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        loop {
-            match this.outbox.poll_send(cx, &this.stream, bufs) {
-                Poll::Pending if this.outbox.is_reading() => return Poll::Pending,
-                Poll::Pending => {}
-                Poll::Ready(Ok(sent)) => return Poll::Ready(this.reader.took(sent).map(|()| sent)),
-                failed => return failed,
-            }
-            ready!(this.reader.poll_due(cx));
-            match this.outbox.send(&this.stream, bufs) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => this.reader.full()?,
-                sent => {
-                    return Poll::Ready(sent.inspect(|sent| this.reader.found(*sent)));
-                }
-            }
-        }
+        let sent = self.poll_send(cx, bufs);
+        self.activity.note_socket(sent.is_pending());
+        sent
     }
 
     /// Also what makes hyper leave bodies as they are: otherwise it copies them behind the head, and stand-ins for files are

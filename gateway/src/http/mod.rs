@@ -3,7 +3,6 @@
 pub mod access;
 mod activity;
 mod files;
-mod flow;
 pub mod health;
 pub mod identity;
 mod limited;
@@ -33,7 +32,7 @@ use tower::ServiceExt;
 
 use crate::{app::App, push::recover};
 pub use access::Access;
-use activity::{Activity, Noting, State};
+use activity::{Noting, State};
 
 /// One route: method, path, who may use it, and what answers.
 struct Route(Method, &'static str, Access, MethodRouter<Arc<App>>);
@@ -111,6 +110,7 @@ pub async fn serve(
     let mut listener = limited::Limited::new(listener, places, patience, pace);
     let protocol = protocol(patience);
     let router = router(app.clone());
+    // on HTTP/2, where it doesn't show at the socket who takes too little
     let least = limits.download_rate.saturating_mul(patience.as_secs());
     // each connection holds one end: at the other it shows when all are closed
     let (open, mut closed) = tokio::sync::mpsc::channel::<()>(1);
@@ -120,23 +120,20 @@ pub async fn serve(
             () = &mut stop => break,
             connection = listener.accept() => connection,
         };
-        let (outbox, flow) = (connection.outbox(), flow::Flow::default());
-        let stalled = flow.clone().stalled(pace);
+        let (activity, outbox) = (connection.activity(), connection.outbox());
         let service = router.clone().map_request(move |mut request: http::Request<_>| {
-            if request.version() == http::Version::HTTP_2 {
-                request.extensions_mut().insert(flow.clone());
-            } else {
+            // other protocols have frames of their own around a body's bytes
+            if request.version() <= http::Version::HTTP_11 {
                 request.extensions_mut().insert(outbox.clone());
             }
             request
         });
-        let activity = Arc::new(Activity::default());
         let noting = TowerToHyperService::new(Noting::new(service, activity.clone()));
         let serving = protocol.serve_connection(TokioIo::new(connection), noting).into_owned();
         let (open, mut stopping) = (open.clone(), app.stopping.subscribe());
         tokio::spawn(async move {
             let _open = open;
-            let (mut serving, mut stalled) = (pin!(serving), pin!(stalled));
+            let mut serving = pin!(serving);
             let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + patience, patience);
             let (mut told, mut stopped) = (false, false);
             loop {
@@ -151,10 +148,6 @@ pub async fn serve(
                     () = recover::stopped(&mut stopping), if !stopped => {
                         serving.as_mut().graceful_shutdown();
                         stopped = true;
-                    }
-                    () = stalled.as_mut() => {
-                        tracing::trace!("a reader of HTTP/2 took too little");
-                        return;
                     }
                     _ = tick.tick() => match activity.look(least) {
                         State::Busy => {}

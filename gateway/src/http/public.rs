@@ -4,18 +4,14 @@
 use std::sync::Arc;
 
 use axum::{
-    Extension,
     body::Body,
-    extract::{Path, State},
+    extract::{Path, Request, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use pushgate_formats::{Sha256, StorePath, store_path::is_hash_part};
 
-use super::{
-    files::Outbox,
-    flow::{Flow, Pieces},
-};
+use super::files::{Outbox, Pieces};
 use crate::{app::App, blobs::PublicBody, error::ApiError};
 
 /// What a public file is, from its name.
@@ -77,11 +73,9 @@ impl Kind {
 pub(super) async fn file(
     State(app): State<Arc<App>>,
     Path((cache, name)): Path<(String, String)>,
-    method: Method,
-    headers: HeaderMap,
-    outbox: Option<Extension<Outbox>>,
-    flow: Option<Extension<Flow>>,
+    request: Request,
 ) -> Result<Response, ApiError> {
+    let (headers, outbox) = (request.headers(), request.extensions().get::<Outbox>());
     let absent = || ApiError::not_found("public file", &format!("{cache}/{name}"));
     let kind = Kind::of(&name).ok_or_else(absent)?;
     match app.caches.get(app.db.as_ref(), &cache).await {
@@ -96,7 +90,7 @@ pub(super) async fn file(
         (PublicBody::Whole(bytes), _) => format!("\"{}\"", &Sha256::of(bytes).base32()[..32]),
         (PublicBody::File(_), _) => format!("\"{:x}-{:x}\"", file.modified, file.size),
     };
-    let mut out = HeaderMap::new();
+    let mut out = HeaderMap::with_capacity(8);
     out.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind.content_type()));
     out.insert(header::CACHE_CONTROL, HeaderValue::from_static(kind.cache_control()));
     out.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
@@ -107,12 +101,12 @@ pub(super) async fn file(
     if let Ok(value) = HeaderValue::from_str(&etag) {
         out.insert(header::ETAG, value);
     }
-    if matches(&headers, &header::IF_NONE_MATCH, &etag) {
+    if matches(headers, &header::IF_NONE_MATCH, &etag) {
         return Ok((StatusCode::NOT_MODIFIED, out).into_response());
     }
     let range = match headers.get(header::RANGE).and_then(|r| r.to_str().ok()) {
         // a range of another version of the file is no use
-        Some(_) if headers.contains_key(header::IF_RANGE) && !matches(&headers, &header::IF_RANGE, &etag) => {
+        Some(_) if headers.contains_key(header::IF_RANGE) && !matches(headers, &header::IF_RANGE, &etag) => {
             Range::All
         }
         Some(text) => Range::parse(text, file.size),
@@ -135,23 +129,22 @@ pub(super) async fn file(
         }
     };
     out.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    let body = if method == Method::HEAD {
+    let body = if request.method() == Method::HEAD {
         Body::empty()
     } else {
         match file.body {
             // both ends lie inside the file, as the range was parsed
             PublicBody::Whole(bytes) => Body::from(bytes.slice(start as usize..(start + length) as usize)),
             PublicBody::File(file) => match outbox {
-                Some(Extension(outbox)) => Body::new(outbox.body(file, start, length)),
+                Some(outbox) => Body::new(outbox.body(file, start, length)),
                 None => Body::new(Pieces::new(file, start, length)),
             },
         }
     };
-    let body = match flow {
-        Some(Extension(flow)) => Body::new(flow.counted(body)),
-        None => body,
-    };
-    Ok((status, out, body).into_response())
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = out;
+    Ok(response)
 }
 
 /// Whether a header lists the validator.
