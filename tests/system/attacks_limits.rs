@@ -26,7 +26,9 @@ use pushgate_formats::{
     api::{Announced, PathState, frame},
 };
 use pushgate_gateway::{config::Config, identities::Invite};
-use pushgate_tests::forge::{Draft, Forge, Item, POLICY, Package, Submitter, framed, framed_as, random_hex};
+use pushgate_tests::forge::{
+    Draft, Forge, Item, POLICY, Package, Pushed, Submitter, framed, framed_as, random_hex,
+};
 use rstest::rstest;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -218,8 +220,8 @@ async fn upload_too_slow(#[case] trickling: bool) {
     };
     assert!(text.starts_with("HTTP/1.1 408") && text.contains("upload-too-slow"), "{text}");
     uploads(&forge, 0).await;
-    let silent = Draft { nars: Default::default(), ..draft.clone() };
-    let mut pushed = forge.complete(&silent, push).await;
+    let status = forge.status(&push, "").await.unwrap();
+    let mut pushed = Pushed { announced: push, derivations: None, uploaded: None, status };
     forge.becomes(&mut pushed, &good.path, PathState::Published, None).await;
     forge.assert_published_only(&before, &[&good.path]).await;
     assert!(forge.snapshot().await.packs.is_empty());

@@ -334,7 +334,7 @@ async fn a_disk_that_runs_full() {
     // given up in the middle, before the disk is full, and nothing of it is left
     let (status, refused) = upload(&large, &large_push).await;
     assert_eq!((status, refused["error"]["code"].as_str()), (507, Some("disk-full")), "{refused}");
-    let free = rustix::fs::statvfs(&gateway.data()).unwrap();
+    let free = rustix::fs::statvfs(gateway.data()).unwrap();
     assert!(free.f_bavail * free.f_frsize > 64 << 20);
     // what is small finds room
     let (status, _) = upload(&small, &small_push).await;

@@ -267,6 +267,8 @@ impl Upload {
                 } else {
                     examined.listing = None;
                     if !examined.hold(&self.memory) {
+                        pack.rollback(record.start)?;
+                        self.counted.give_back(record.counted);
                         return Err(UploadError::NoMemory);
                     }
                 }
