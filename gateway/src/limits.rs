@@ -25,7 +25,7 @@ const CONNECTION: u64 = 16 << 10;
 /// An upload: the largest window that is taken, a listing being written, pieces of the body in several places.
 const UPLOAD: u64 = 16 * MIB;
 /// What the rest of the work needs at least.
-const LEAST_ROOM: u64 = 128 * MIB;
+const LEAST_ROOM: u64 = 256 * MIB;
 
 /// Least memory that a gateway with so many connections can be held to, in bytes.
 pub const fn least_memory(connections: usize) -> u64 {

@@ -353,8 +353,16 @@ impl Gateway {
 
     /// Runs one of its commands beside it.
     pub fn admin(&self, args: &[&str]) -> Ran {
-        let mut admin = command(&programs().gateway);
-        admin.args(args).arg("--data-dir").arg(self.data());
+        let mut admin = match (&self.disk, &self.child) {
+            (Some(_), Some(child)) => {
+                let mut nsenter = command("nsenter");
+                nsenter.args(["--user", "--mount", "--preserve-credentials", "--target"]);
+                nsenter.arg(child.id().to_string()).arg(&programs().gateway);
+                nsenter
+            }
+            _ => command(&programs().gateway),
+        };
+        admin.args(args).arg("--data-dir").arg(self.place());
         run(admin)
     }
 

@@ -27,7 +27,7 @@ use pushgate_formats::{
     Sha256,
     api::{PathState, frame},
 };
-use pushgate_tests::forge::{Draft, Forge, Item, Package, file_nar, framed, framed_as, random_hex};
+use pushgate_tests::forge::{Draft, Forge, Item, Package, Pushed, file_nar, framed, framed_as, random_hex};
 use pushgate_tests::process;
 use rstest::rstest;
 use tokio::{
@@ -267,8 +267,8 @@ async fn a_method_that_is_not_known(#[case] method: u8) {
     body.extend(framed_as(&bad.nar_hash, method, &bad.nar));
     let refused = forge.upload(&push.status.push, &push.token, body).await.unwrap_err();
     assert_eq!((refused.status, refused.code.as_str()), (400, "upload-malformed"), "{refused:?}");
-    let silent = Draft { nars: Default::default(), ..draft.clone() };
-    let mut pushed = forge.complete(&silent, push).await;
+    let status = forge.status(&push, "").await.unwrap();
+    let mut pushed = Pushed { announced: push, derivations: None, uploaded: None, status };
     forge.becomes(&mut pushed, &good.path, PathState::Published, None).await;
     forge.assert_published_only(&before, &[&good.path]).await;
     assert_eq!(pushed.of(&bad.path).state, PathState::Wanted);

@@ -366,6 +366,8 @@ pub struct Forgotten {
     pub derivations: u64,
     /// Bytes by which submitters' counts in quarantine shrank.
     pub freed: Vec<(i64, u64)>,
+    /// Whether there may be more to forget.
+    pub more: bool,
 }
 
 /// What the sweeper found to be over.
@@ -447,8 +449,9 @@ pub trait Db: Send + Sync + 'static {
     async fn packs(&self) -> Result<HashSet<String>>;
     /// Ends claims that ran out, forgets NARs that nothing needs, and names packs that are free.
     async fn sweep(&self, now: u64) -> Result<Swept>;
-    /// Forgets some of what ended before this time and is evidence for nothing; asked again until nothing is forgotten.
-    async fn forget(&self, before: u64) -> Result<Forgotten>;
+    /// Forgets some of the pushes that ran out before the one time, and of the derivations that were last used before the
+    /// other, unless they are evidence.
+    async fn forget(&self, pushes: u64, derivations: u64) -> Result<Forgotten>;
 
     async fn derivations_sent(&self, identity: i64, paths: &[StorePath]) -> Result<HashSet<StorePath>>;
     /// Some of these derivations: an answer ends when its texts have some size, and the rest is asked for again.

@@ -8,7 +8,7 @@ use pushgate_formats::{
     dsse::Envelope,
 };
 
-use super::pushes::read_body;
+use super::pushes::{most_paths, read_body};
 use crate::{app::App, error::ApiError, identities};
 
 async fn caches(app: &App) -> Result<Vec<CacheInfo>, ApiError> {
@@ -26,7 +26,7 @@ pub async fn gateway(State(app): State<Arc<App>>) -> Result<Json<GatewayInfo>, A
         version: env!("CARGO_PKG_VERSION").to_owned(),
         time: app.clock.now(),
         caches: caches(&app).await?,
-        max_paths: Some(app.config.limits.paths).filter(|most| *most < MAX_PATHS),
+        max_paths: Some(most_paths(&app)).filter(|most| *most < MAX_PATHS),
     }))
 }
 

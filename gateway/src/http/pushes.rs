@@ -50,6 +50,8 @@ const LISTED: u32 = 50;
 const STEP: usize = 64 << 10;
 /// What an announcement takes while it is read, for each of its bytes: as sent, its payload, the parsed payload, the claims.
 const ANNOUNCING: u64 = 6;
+/// Bytes of a path in an announcement, with common references and derivations.
+const PATH: usize = 1500;
 /// The same for a question and its answer.
 const ASKING: u64 = 4;
 
@@ -148,6 +150,17 @@ pub fn plain_encoding(request: &Request) -> Result<(), ApiError> {
     }
 }
 
+/// Largest announcement, in bytes: one that memory would never suffice for is refused at once.
+fn largest_announcement(app: &App) -> usize {
+    let fits = app.memory.all() / (ANNOUNCING + push::session::TIMES);
+    MAX_ANNOUNCEMENT.min(usize::try_from(fits).unwrap_or(usize::MAX))
+}
+
+/// Most paths in an announcement that clients are told of.
+pub fn most_paths(app: &App) -> usize {
+    app.config.limits.paths.min((largest_announcement(app) / PATH).max(1))
+}
+
 pub(super) async fn cache(app: &App, name: &str) -> Result<Arc<Cache>, ApiError> {
     match app.caches.get(app.db.as_ref(), name).await {
         Ok(Some(cache)) => Ok(cache),
@@ -184,8 +197,8 @@ pub async fn announce(
     // before the body: as many are in memory as have their turn
     let turn = turn(&app.announcing, "too-many-announcements", "announcements").await?;
     app.disk_has_room().await?;
-    let (raw, held) =
-        read_body_held(&app, request, MAX_ANNOUNCEMENT, "announcement-malformed", ANNOUNCING).await?;
+    let most = largest_announcement(&app);
+    let (raw, held) = read_body_held(&app, request, most, "announcement-malformed", ANNOUNCING).await?;
     let session = push::announce(&app, &cache, raw, (turn, held)).await?;
     Ok(Json(Announced { token: push_token(&app.secret, &session.id), status: session.status() }))
 }

@@ -152,19 +152,20 @@ pub async fn stopped(stopping: &mut tokio::sync::watch::Receiver<bool>) {
 
 /// Forgets pushes that ended long ago, and derivations that no push has used since. Those that wait are never so old.
 pub async fn forget(app: &Arc<App>) -> Result<(), JudgeError> {
+    let (now, keep) = (app.clock.now(), app.config.limits.keep_ended);
     let longest = app.caches.all().iter().map(|c| c.policy().limits.quarantine_ttl).max().unwrap_or(0);
-    let keep = app.config.limits.keep_ended.max(longest.saturating_add(DAY));
-    let before = app.clock.now().saturating_sub(keep);
+    let unused = now.saturating_sub(keep.max(longest.saturating_add(DAY)));
     let mut all = Forgotten::default();
     // in small steps: whoever pushes meanwhile waits for one of them at most
     loop {
-        let some = app.freeing(app.db.forget(before), |forgotten| &forgotten.freed).await?;
-        if (some.pushes, some.derivations) == (0, 0) {
-            break;
-        }
+        let step = app.db.forget(now.saturating_sub(keep), unused);
+        let some = app.freeing(step, |forgotten| &forgotten.freed).await?;
         all.pushes += some.pushes;
         all.claims += some.claims;
         all.derivations += some.derivations;
+        if !some.more {
+            break;
+        }
     }
     if all != Forgotten::default() {
         tracing::info!(pushes = all.pushes, claims = all.claims, derivations = all.derivations, "forgotten");

@@ -31,7 +31,7 @@ use crate::{
 /// Sessions kept in memory beside those in use, as expected; how much memory they may take counts.
 const KEPT: usize = 256;
 /// What a session takes for each byte of its announcement: paths stand there in several lists.
-const TIMES: u64 = 4;
+pub const TIMES: u64 = 4;
 /// What reading a stored announcement takes, likewise.
 const READING: u64 = 6;
 /// How long a judgement waits for memory.

@@ -317,11 +317,13 @@ impl Upload {
     /// Makes what came whole durable, dropping a record that didn't. Blocks. A crash before it loses the upload, which the
     /// client repeats; one after it leaves a pack without rows, which is swept.
     pub fn finish(mut self) -> io::Result<Finished> {
-        let Self { results, mut counted, .. } = self;
+        let Self { mut results, mut counted, .. } = self;
         let Some(mut pack) = self.pack.take() else { return Ok(Finished { nars: vec![], results, counted }) };
         if let Some(record) = self.record.take() {
             pack.rollback(record.start)?;
             counted.give_back(record.counted);
+            // what is wrong with it was found before it broke off
+            results.extend(record.refused.map(|e| NarResult { nar_hash: record.nar_hash, error: Some(e) }));
         }
         if self.done.is_empty() {
             return Ok(Finished { nars: vec![], results, counted });

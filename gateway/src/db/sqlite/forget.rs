@@ -18,11 +18,15 @@ const DERIVATIONS: u32 = 500;
 
 impl Sqlite {
     /// Each step is a transaction of its own; a crash between two leaves the rest for the next time.
-    pub(super) async fn forget_ended(&self, before: u64) -> Result<Forgotten> {
-        let (pushes, claims) = self.forget_pushes(before).await?;
-        let mut forgotten = Forgotten { pushes, claims, ..Forgotten::default() };
-        if !self.mark_inputs().await? {
-            (forgotten.derivations, forgotten.freed) = self.forget_derivations(before).await?;
+    pub(super) async fn forget_ended(&self, pushes: u64, derivations: u64) -> Result<Forgotten> {
+        let (pushes, claims) = self.forget_pushes(pushes).await?;
+        let mut forgotten = Forgotten { pushes, claims, more: pushes > 0, ..Forgotten::default() };
+        if self.mark_inputs().await? {
+            forgotten.more = true;
+        } else {
+            let unused;
+            (unused, forgotten.derivations, forgotten.freed) = self.forget_derivations(derivations).await?;
+            forgotten.more |= unused > 0;
         }
         Ok(forgotten)
     }
@@ -97,7 +101,7 @@ impl Sqlite {
 
     /// Derivations that no push has announced for long: they don't count for their senders any more, and go unless they are
     /// evidence or somebody else uses them.
-    async fn forget_derivations(&self, before: u64) -> Result<(u64, Vec<(i64, u64)>)> {
+    async fn forget_derivations(&self, before: u64) -> Result<(usize, u64, Vec<(i64, u64)>)> {
         let old = "SELECT identity, path FROM derivation_senders WHERE used <= ?";
         let any: Option<i64> =
             sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT 1 FROM ({old}) LIMIT 1")))
@@ -105,7 +109,7 @@ impl Sqlite {
                 .fetch_optional(&self.read)
                 .await?;
         if any.is_none() {
-            return Ok((0, vec![]));
+            return Ok((0, 0, vec![]));
         }
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
         // something was published meanwhile: its inputs come first
@@ -114,7 +118,7 @@ impl Sqlite {
                 .fetch_optional(&mut *tx)
                 .await?;
         if unmarked.is_some() {
-            return Ok((0, vec![]));
+            return Ok((0, 0, vec![]));
         }
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
             "DELETE FROM derivation_senders WHERE (identity, path) IN ({old} LIMIT {DERIVATIONS}) \
@@ -129,12 +133,18 @@ impl Sqlite {
             .collect::<Result<Vec<Value>>>()?;
         let gone = Value::from(gone).to_string();
         let released = sqlx::query(
-            "UPDATE derivations SET payer = NULL FROM json_each(?) AS j \
-             WHERE derivations.path = j.value ->> 1 AND derivations.payer = j.value ->> 0 \
-             RETURNING j.value ->> 0, length(text)",
+            "SELECT d.payer, length(d.text) FROM json_each(?) AS j \
+             JOIN derivations d ON d.path = j.value ->> 1 AND d.payer = j.value ->> 0",
         )
         .bind(&gone)
         .fetch_all(&mut *tx)
+        .await?;
+        sqlx::query(
+            "UPDATE derivations SET payer = NULL FROM json_each(?) AS j \
+             WHERE derivations.path = j.value ->> 1 AND derivations.payer = j.value ->> 0",
+        )
+        .bind(&gone)
+        .execute(&mut *tx)
         .await?;
         let freed = by_identity(&released)?;
         for (identity, bytes) in &freed {
@@ -152,8 +162,7 @@ impl Sqlite {
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
-        // also where all are used by others: there may be more
-        Ok((forgotten.rows_affected().max(rows.len() as u64), freed))
+        Ok((rows.len(), forgotten.rows_affected(), freed))
     }
 }
 

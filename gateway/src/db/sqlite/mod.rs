@@ -234,8 +234,8 @@ impl Db for Sqlite {
     async fn sweep(&self, now: u64) -> Result<Swept> {
         self.sweep_expired(now).await
     }
-    async fn forget(&self, before: u64) -> Result<Forgotten> {
-        self.forget_ended(before).await
+    async fn forget(&self, pushes: u64, derivations: u64) -> Result<Forgotten> {
+        self.forget_ended(pushes, derivations).await
     }
 
     async fn derivations_sent(&self, identity: i64, paths: &[StorePath]) -> Result<HashSet<StorePath>> {
