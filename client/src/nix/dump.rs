@@ -40,6 +40,17 @@ pub enum DumpError {
     Sink(#[source] io::Error),
 }
 
+/// Where a NAR goes: takes a full buffer, and may keep it in exchange for another of the same length.
+pub trait Taker {
+    fn take(&mut self, buffer: &mut Vec<u8>, filled: usize) -> io::Result<()>;
+}
+
+impl<W: Write + ?Sized> Taker for W {
+    fn take(&mut self, buffer: &mut Vec<u8>, filled: usize) -> io::Result<()> {
+        self.write_all(&buffer[..filled])
+    }
+}
+
 /// Writes the NAR of the tree at `path` to `out` and returns its size.
 pub fn dump(path: &Path, out: &mut (impl Write + ?Sized)) -> Result<u64, DumpError> {
     Dumper::new().dump(path, out)
@@ -58,12 +69,18 @@ impl Default for Dumper {
 
 impl Dumper {
     pub fn new() -> Self {
-        Self { buffer: vec![0; BUFFER] }
+        Self::with_buffer(vec![0; BUFFER])
+    }
+
+    /// With a buffer of at least 512 KiB.
+    pub fn with_buffer(buffer: Vec<u8>) -> Self {
+        assert!(buffer.len() >= BUFFER, "a buffer of {} bytes", buffer.len());
+        Self { buffer }
     }
 
     /// Writes the NAR of the tree at `path` to `out` and returns its size. After an error what was written is the
     /// beginning of no NAR in particular.
-    pub fn dump(&mut self, path: &Path, out: &mut (impl Write + ?Sized)) -> Result<u64, DumpError> {
+    pub fn dump(&mut self, path: &Path, out: &mut (impl Taker + ?Sized)) -> Result<u64, DumpError> {
         let meta = fs::symlink_metadata(path).map_err(|e| read_error(path, e))?;
         let mut nar = Nar { buffer: &mut self.buffer, filled: 0, written: 0, out };
         nar.strings(&[b"nix-archive-1"])?;
@@ -77,7 +94,7 @@ impl Dumper {
 type Entries = Vec<(OsString, FileType)>;
 
 /// Walks with a stack of its own: the depth of the tree is somebody else's choice.
-fn walk(nar: &mut Nar<'_, impl Write + ?Sized>, mut path: PathBuf, kind: FileType) -> Result<(), DumpError> {
+fn walk(nar: &mut Nar<'_, impl Taker + ?Sized>, mut path: PathBuf, kind: FileType) -> Result<(), DumpError> {
     let mut open: Vec<Entries> = Vec::new();
     open.extend(node(nar, &path, kind)?);
     while let Some(entries) = open.last_mut() {
@@ -106,7 +123,7 @@ fn walk(nar: &mut Nar<'_, impl Write + ?Sized>, mut path: PathBuf, kind: FileTyp
 
 /// Writes a file or a link whole, of a directory the beginning, and returns the directory's entries.
 fn node(
-    nar: &mut Nar<'_, impl Write + ?Sized>,
+    nar: &mut Nar<'_, impl Taker + ?Sized>,
     path: &Path,
     kind: FileType,
 ) -> Result<Option<Entries>, DumpError> {
@@ -147,7 +164,7 @@ fn name_of(kind: FileType) -> &'static str {
 
 /// Writes a regular file. One read suffices for a small one: it asks for a byte more than the file has, and so also
 /// sees that there is none.
-fn regular(nar: &mut Nar<'_, impl Write + ?Sized>, path: &Path) -> Result<(), DumpError> {
+fn regular(nar: &mut Nar<'_, impl Taker + ?Sized>, path: &Path) -> Result<(), DumpError> {
     let mut file = File::open(path).map_err(|e| read_error(path, e))?;
     let meta: Metadata = file.metadata().map_err(|e| read_error(path, e))?;
     let changed = || DumpError::Changed(path.to_owned());
@@ -192,17 +209,17 @@ fn read_error(path: &Path, source: io::Error) -> DumpError {
 }
 
 /// A NAR on its way out.
-struct Nar<'a, W: Write + ?Sized> {
-    buffer: &'a mut [u8],
+struct Nar<'a, W: Taker + ?Sized> {
+    buffer: &'a mut Vec<u8>,
     filled: usize,
     /// Bytes that have left the buffer.
     written: u64,
     out: &'a mut W,
 }
 
-impl<W: Write + ?Sized> Nar<'_, W> {
+impl<W: Taker + ?Sized> Nar<'_, W> {
     fn flush(&mut self) -> Result<(), DumpError> {
-        self.out.write_all(&self.buffer[..self.filled]).map_err(DumpError::Sink)?;
+        self.out.take(self.buffer, self.filled).map_err(DumpError::Sink)?;
         self.written += self.filled as u64;
         self.filled = 0;
         Ok(())
