@@ -1,6 +1,6 @@
 # The benchmark's corpus: 1,000 small store paths (4 to 24 KB, about two references each, every third refers to itself),
-# 50 medium (1.5 to 5 MB) and 3 large (216, 304 and 392 MB). Each set is a list of its paths, which also keeps them from
-# being collected; `all` lists the three.
+# 50 medium (1.5 to 5 MB), 3 large (216, 304 and 392 MB), and 16 to be sent at once (500 MB).
+# Each set is a list of its paths, which also keeps them from being collected; `all` lists the first three.
 { python }:
 let
   mod = a: b: a - (a / b) * b;
@@ -8,13 +8,14 @@ let
     let text = toString n;
     in builtins.substring 0 (width - builtins.stringLength text) "0000" + text;
 
-  make = name: arguments: environment:
+  run = script: name: arguments: environment:
     derivation ({
       inherit name;
       system = builtins.currentSystem;
       builder = "/bin/sh";
-      args = [ "-c" ''exec "$0" "$@"'' python "-I" "-S" ./generate.py ] ++ arguments;
+      args = [ "-c" ''exec "$0" "$@"'' python "-I" "-S" script ] ++ arguments;
     } // environment);
+  make = run ./generate.py;
   path = kind: version: width: index: bytes: deps: self:
     make "${kind}-${digits width index}-${version}" [ kind (toString index) (toString bytes) ] { inherit deps self; };
 
@@ -45,11 +46,15 @@ let
     (i: path "large" "3.0" 1 i (builtins.elemAt [ 304000000 216000000 392000000 ] i)
       (if i == 0 then [ ] else [ (builtins.elemAt large (i - 1)) ]) false) 3;
 
+  uploads = builtins.genList
+    (i: run ./upload.py "upload-${digits 2 i}-4.0" [ (toString i) "500000000" ] { }) 16;
+
   set = name: deps: make name [ "list" ] { inherit deps; passAsFile = [ "deps" ]; };
 in
 {
   small = set "bench-small" small;
   medium = set "bench-medium" medium;
   large = set "bench-large" large;
+  uploads = set "bench-uploads" uploads;
   all = set "bench-all" (small ++ medium ++ large);
 }

@@ -2,12 +2,17 @@
 //! names on macOS). Doesn't know the Nix store, nor what the NAR is for; whoever reads it checks its hash.
 
 use std::{
-    ffi::OsString,
-    fs::{self, File, FileType, Metadata},
+    ffi::{CString, OsStr},
+    fs::{File, Metadata},
     io::{self, Read, Write},
-    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::MetadataExt},
+    },
     path::{Path, PathBuf},
 };
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, openat, readlinkat, statat};
 
 /// Directories inside each other. A NAR that is nested deeper is refused by those who read it.
 pub const MAX_DEPTH: usize = 64;
@@ -17,6 +22,8 @@ pub const MAX_DEPTH: usize = 64;
 const BUFFER: usize = 512 << 10;
 /// Less room than this isn't worth a read while more of a file is to come.
 const LEAST_READ: usize = 256 << 10;
+/// Bytes of a directory's entries read at a time.
+const ENTRIES: usize = 32 << 10;
 const OWNER_EXECUTES: u32 = 0o100;
 
 #[derive(Debug, thiserror::Error)]
@@ -40,14 +47,27 @@ pub enum DumpError {
     Sink(#[source] io::Error),
 }
 
+/// Where a NAR goes: takes a full buffer, and may keep it in exchange for another of the same length.
+pub trait Taker {
+    fn take(&mut self, buffer: &mut Vec<u8>, filled: usize) -> io::Result<()>;
+}
+
+impl<W: Write + ?Sized> Taker for W {
+    fn take(&mut self, buffer: &mut Vec<u8>, filled: usize) -> io::Result<()> {
+        self.write_all(&buffer[..filled])
+    }
+}
+
 /// Writes the NAR of the tree at `path` to `out` and returns its size.
 pub fn dump(path: &Path, out: &mut (impl Write + ?Sized)) -> Result<u64, DumpError> {
     Dumper::new().dump(path, out)
 }
 
-/// Dumps one tree after another with the same buffer.
+/// Dumps one tree after another with the same buffers.
 pub struct Dumper {
     buffer: Vec<u8>,
+    /// For directories' entries, as the kernel gives them.
+    entries: Vec<u8>,
 }
 
 impl Default for Dumper {
@@ -58,43 +78,70 @@ impl Default for Dumper {
 
 impl Dumper {
     pub fn new() -> Self {
-        Self { buffer: vec![0; BUFFER] }
+        Self::with_buffer(vec![0; BUFFER])
+    }
+
+    /// With a buffer of at least 512 KiB.
+    pub fn with_buffer(buffer: Vec<u8>) -> Self {
+        assert!(buffer.len() >= BUFFER, "a buffer of {} bytes", buffer.len());
+        Self { buffer, entries: Vec::with_capacity(ENTRIES) }
     }
 
     /// Writes the NAR of the tree at `path` to `out` and returns its size. After an error what was written is the
     /// beginning of no NAR in particular.
-    pub fn dump(&mut self, path: &Path, out: &mut (impl Write + ?Sized)) -> Result<u64, DumpError> {
-        let meta = fs::symlink_metadata(path).map_err(|e| read_error(path, e))?;
+    pub fn dump(&mut self, path: &Path, out: &mut (impl Taker + ?Sized)) -> Result<u64, DumpError> {
+        let name = CString::new(path.as_os_str().as_bytes())
+            .map_err(|_| read_error(path, io::ErrorKind::InvalidInput.into()))?;
+        let kind = kind_at(CWD, &name).map_err(|e| read_error(path, e))?;
         let mut nar = Nar { buffer: &mut self.buffer, filled: 0, written: 0, out };
         nar.strings(&[b"nix-archive-1"])?;
-        walk(&mut nar, path.to_owned(), meta.file_type())?;
+        walk(&mut nar, &mut self.entries, path.to_owned(), &name, kind)?;
         nar.flush()?;
         Ok(nar.written)
     }
 }
 
-/// What is left of a directory, in descending order, so that the next is the last.
-type Entries = Vec<(OsString, FileType)>;
+/// A directory that is being walked. What is in it is opened by name, not by path: that saves the kernel the way there,
+/// which costs more than many a file.
+struct Directory {
+    fd: OwnedFd,
+    /// What is left, in descending order, so that the next is the last.
+    entries: Vec<(CString, FileType)>,
+}
 
 /// Walks with a stack of its own: the depth of the tree is somebody else's choice.
-fn walk(nar: &mut Nar<'_, impl Write + ?Sized>, mut path: PathBuf, kind: FileType) -> Result<(), DumpError> {
-    let mut open: Vec<Entries> = Vec::new();
-    open.extend(node(nar, &path, kind)?);
-    while let Some(entries) = open.last_mut() {
-        if let Some((name, kind)) = entries.pop() {
+fn walk(
+    nar: &mut Nar<'_, impl Taker + ?Sized>,
+    buffer: &mut Vec<u8>,
+    mut path: PathBuf,
+    name: &CString,
+    kind: FileType,
+) -> Result<(), DumpError> {
+    let mut open: Vec<Directory> = Vec::new();
+    open.extend(node(nar, buffer, CWD, name, &path, kind)?);
+    loop {
+        let depth = open.len();
+        let Some(directory) = open.last_mut() else { break };
+        if let Some((name, kind)) = directory.entries.pop() {
             nar.strings(&[b"entry", b"(", b"name", name.as_bytes(), b"node"])?;
-            path.push(name);
-            if kind.is_dir() && open.len() == MAX_DEPTH {
+            path.push(OsStr::from_bytes(name.as_bytes()));
+            let parent = directory.fd.as_fd();
+            // some file systems don't list what is what
+            let kind = match kind {
+                FileType::Unknown => kind_at(parent, &name).map_err(|e| read_error(&path, e))?,
+                known => known,
+            };
+            if kind.is_dir() && depth == MAX_DEPTH {
                 return Err(DumpError::TooDeep(path));
             }
-            if let Some(entries) = node(nar, &path, kind)? {
-                open.push(entries);
+            if let Some(directory) = node(nar, buffer, parent, &name, &path, kind)? {
+                open.push(directory);
                 continue;
             }
         } else {
             nar.strings(&[b")"])?; // of the directory
             open.pop();
-            if open.is_empty() {
+            if depth == 1 {
                 break;
             }
         }
@@ -104,51 +151,64 @@ fn walk(nar: &mut Nar<'_, impl Write + ?Sized>, mut path: PathBuf, kind: FileTyp
     Ok(())
 }
 
-/// Writes a file or a link whole, of a directory the beginning, and returns the directory's entries.
+fn kind_at(parent: BorrowedFd<'_>, name: &CString) -> io::Result<FileType> {
+    Ok(FileType::from_raw_mode(statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode))
+}
+
+/// Writes a file or a link whole, of a directory the beginning, and returns the directory. `path` is only for messages.
 fn node(
-    nar: &mut Nar<'_, impl Write + ?Sized>,
+    nar: &mut Nar<'_, impl Taker + ?Sized>,
+    buffer: &mut Vec<u8>,
+    parent: BorrowedFd<'_>,
+    name: &CString,
     path: &Path,
     kind: FileType,
-) -> Result<Option<Entries>, DumpError> {
-    if kind.is_file() {
-        regular(nar, path)?;
-    } else if kind.is_symlink() {
-        let target = fs::read_link(path).map_err(|e| read_error(path, e))?;
-        nar.strings(&[b"(", b"type", b"symlink", b"target", target.as_os_str().as_bytes(), b")"])?;
-    } else if kind.is_dir() {
-        nar.strings(&[b"(", b"type", b"directory"])?;
-        let mut entries = Entries::new();
-        for entry in fs::read_dir(path).map_err(|e| read_error(path, e))? {
-            let entry = entry.map_err(|e| read_error(path, e))?;
-            // on most file systems a part of the directory's own listing
-            let kind = entry.file_type().map_err(|e| read_error(&entry.path(), e))?;
-            entries.push((entry.file_name(), kind));
+) -> Result<Option<Directory>, DumpError> {
+    // what became a link, or a pipe that nobody writes to, since it was listed is not waited for nor followed
+    let open = |more: OFlags| {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | more;
+        openat(parent, name, flags, Mode::empty()).map_err(|e| match e {
+            rustix::io::Errno::LOOP => DumpError::Changed(path.to_owned()),
+            e => read_error(path, e.into()),
+        })
+    };
+    match kind {
+        FileType::RegularFile => regular(nar, open(OFlags::empty())?.into(), path)?,
+        FileType::Symlink => {
+            let target = readlinkat(parent, name, Vec::new()).map_err(|e| read_error(path, e.into()))?;
+            nar.strings(&[b"(", b"type", b"symlink", b"target", target.as_bytes(), b")"])?;
         }
-        entries.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
-        return Ok(Some(entries));
-    } else {
-        return Err(DumpError::Unsupported { path: path.to_owned(), kind: name_of(kind) });
+        FileType::Directory => {
+            nar.strings(&[b"(", b"type", b"directory"])?;
+            let fd = open(OFlags::DIRECTORY)?;
+            let mut entries = Vec::new();
+            let mut listing = RawDir::new(&fd, buffer.spare_capacity_mut());
+            while let Some(entry) = listing.next() {
+                let entry = entry.map_err(|e| read_error(path, e.into()))?;
+                if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                    entries.push((entry.file_name().to_owned(), entry.file_type()));
+                }
+            }
+            entries.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
+            return Ok(Some(Directory { fd, entries }));
+        }
+        kind => return Err(DumpError::Unsupported { path: path.to_owned(), kind: name_of(kind) }),
     }
     Ok(None)
 }
 
-fn name_of(kind: FileType) -> &'static str {
-    use std::os::unix::fs::FileTypeExt;
-    if kind.is_socket() {
-        "a socket"
-    } else if kind.is_fifo() {
-        "a pipe"
-    } else if kind.is_block_device() || kind.is_char_device() {
-        "a device"
-    } else {
-        "of an unknown kind"
+const fn name_of(kind: FileType) -> &'static str {
+    match kind {
+        FileType::Socket => "a socket",
+        FileType::Fifo => "a pipe",
+        FileType::BlockDevice | FileType::CharacterDevice => "a device",
+        _ => "of an unknown kind",
     }
 }
 
 /// Writes a regular file. One read suffices for a small one: it asks for a byte more than the file has, and so also
 /// sees that there is none.
-fn regular(nar: &mut Nar<'_, impl Write + ?Sized>, path: &Path) -> Result<(), DumpError> {
-    let mut file = File::open(path).map_err(|e| read_error(path, e))?;
+fn regular(nar: &mut Nar<'_, impl Taker + ?Sized>, mut file: File, path: &Path) -> Result<(), DumpError> {
     let meta: Metadata = file.metadata().map_err(|e| read_error(path, e))?;
     let changed = || DumpError::Changed(path.to_owned());
     if !meta.is_file() {
@@ -192,17 +252,17 @@ fn read_error(path: &Path, source: io::Error) -> DumpError {
 }
 
 /// A NAR on its way out.
-struct Nar<'a, W: Write + ?Sized> {
-    buffer: &'a mut [u8],
+struct Nar<'a, W: Taker + ?Sized> {
+    buffer: &'a mut Vec<u8>,
     filled: usize,
     /// Bytes that have left the buffer.
     written: u64,
     out: &'a mut W,
 }
 
-impl<W: Write + ?Sized> Nar<'_, W> {
+impl<W: Taker + ?Sized> Nar<'_, W> {
     fn flush(&mut self) -> Result<(), DumpError> {
-        self.out.write_all(&self.buffer[..self.filled]).map_err(DumpError::Sink)?;
+        self.out.take(self.buffer, self.filled).map_err(DumpError::Sink)?;
         self.written += self.filled as u64;
         self.filled = 0;
         Ok(())

@@ -101,10 +101,10 @@ pub(super) fn bodies(derivations: Vec<Listed>, wanted: &[StorePath]) -> Vec<Vec<
 pub(super) fn write(
     location: &StoreLocation,
     derivations: &[Listed],
-    level: i32,
     sink: &mut Sink,
 ) -> io::Result<Vec<StorePath>> {
     let mut unread = Vec::new();
+    let level = sink.line().level();
     let mut out = zstd::Encoder::new(Raw(sink), level)?;
     for listed in derivations {
         let read;
@@ -212,7 +212,7 @@ mod tests {
         gone.text = None;
         let all = [listed(1, 3), gone, listed(2, 300_000)];
         let body = written(|sink| {
-            assert_eq!(write(&location, &all, 3, sink).unwrap(), [path(3, "x.drv")]);
+            assert_eq!(write(&location, &all, sink).unwrap(), [path(3, "x.drv")]);
         });
         let mut expected = Vec::new();
         for (n, len) in [(1u8, 3usize), (2, 1000)] {

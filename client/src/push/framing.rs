@@ -9,12 +9,18 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::Stream;
 use pushgate_formats::{Sha256, api::frame};
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc::{self, error::TrySendError},
+    time::Instant,
+};
+
+use super::line::Line;
 
 /// Small records are gathered until there are this many bytes.
 const PIECE: usize = 256 << 10;
@@ -33,6 +39,7 @@ pub(super) struct Closed;
 pub(super) struct Sink {
     to: mpsc::Sender<Bytes>,
     buffer: Vec<u8>,
+    line: Arc<Line>,
 }
 
 /// The reading end of a body; its clones are the same end.
@@ -46,9 +53,9 @@ pub(super) struct Pieces {
 }
 
 /// A new body: its writing end and its reading end.
-pub(super) fn body() -> (Sink, Pieces) {
+pub(super) fn body(line: Arc<Line>) -> (Sink, Pieces) {
     let (to, from) = mpsc::channel(PIECES);
-    let sink = Sink { to, buffer: Vec::with_capacity(PIECE + SLACK) };
+    let sink = Sink { to, buffer: Vec::with_capacity(PIECE + SLACK), line };
     (sink, Pieces { from: Arc::new(Mutex::new(Some(from))), sent: Arc::default() })
 }
 
@@ -79,6 +86,11 @@ impl Stream for Pieces {
 }
 
 impl Sink {
+    /// The line that this goes over.
+    pub(super) fn line(&self) -> &Arc<Line> {
+        &self.line
+    }
+
     /// Starts a record.
     pub(super) fn start(&mut self, hash: &Sha256) {
         self.buffer.extend_from_slice(&hash.0);
@@ -155,7 +167,18 @@ impl Sink {
     }
 
     fn send(&mut self, piece: Bytes) -> Result<(), Closed> {
-        self.to.blocking_send(piece).map_err(|_| Closed)
+        let bytes = piece.len();
+        let waited = match self.to.try_send(piece) {
+            Ok(()) => Duration::ZERO,
+            Err(TrySendError::Closed(_)) => return Err(Closed),
+            Err(TrySendError::Full(piece)) => {
+                let since = Instant::now();
+                self.to.blocking_send(piece).map_err(|_| Closed)?;
+                since.elapsed()
+            }
+        };
+        self.line.sent(bytes, waited);
+        Ok(())
     }
 }
 
@@ -176,7 +199,7 @@ pub(super) mod testing {
 
     /// Everything that `write` writes.
     pub(crate) fn written(write: impl FnOnce(&mut Sink) + Send) -> Vec<u8> {
-        let (mut sink, pieces) = body();
+        let (mut sink, pieces) = body(Arc::new(Line::new(Some(3))));
         let out = std::thread::scope(|scope| {
             scope.spawn(move || {
                 write(&mut sink);
@@ -274,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_body_that_nobody_reads_ends() {
-        let (mut sink, pieces) = body();
+        let (mut sink, pieces) = body(Arc::new(Line::new(Some(3))));
         let other = pieces.clone();
         sink.start(&Sha256([1; 32]));
         assert_eq!(sink.chunks(vec![0; 10]), Ok(()));

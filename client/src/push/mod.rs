@@ -5,12 +5,13 @@ mod announce;
 mod compress;
 mod derivations;
 mod framing;
+mod line;
 mod plan;
 mod report;
 mod upload;
 mod wait;
 
-use std::{collections::HashMap, io, time::Duration};
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use pushgate_formats::{
     Sha256, StorePath,
@@ -25,6 +26,7 @@ use tokio::{
 pub use report::{Failed, Report, Traffic};
 
 use self::{
+    line::Line,
     upload::{Sent, Uploader},
     wait::Waited,
 };
@@ -88,8 +90,8 @@ pub struct Options {
     pub timeout: Duration,
     /// Requests at once; chosen by the number of cores when absent.
     pub jobs: Option<usize>,
-    /// Compression level of zstd.
-    pub level: i32,
+    /// Compression level of zstd; chosen by the speed of the line when absent.
+    pub level: Option<i32>,
 }
 
 /// So many roots are asked for by themselves before their closures are read; of more it would cost too much twice.
@@ -282,7 +284,7 @@ async fn one(
         location: location.clone(),
         progress: progress.clone(),
         jobs: options.jobs.unwrap_or_else(default_jobs),
-        level: options.level,
+        line: Arc::new(Line::new(options.level)),
         ready,
     };
     let send_derivations = async {

@@ -23,6 +23,7 @@ use super::{
     compress::{PackError, Packer, pack_large},
     derivations::{self, Listed},
     framing::{self, Pieces, Sink},
+    line::Line,
     plan::{Nar, Work},
 };
 use crate::{
@@ -37,6 +38,9 @@ const STALL: Duration = Duration::from_secs(180);
 /// Shortest pause where the gateway has no room: it isn't made in a moment.
 const NO_ROOM: Duration = Duration::from_secs(10);
 
+/// Large NARs under way at once. One alone keeps all cores busy, but for its end, when the gateway makes it durable.
+const LARGE_AT_ONCE: usize = 2;
+
 /// Sends what one push needs.
 #[derive(Clone)]
 pub(super) struct Uploader {
@@ -46,8 +50,8 @@ pub(super) struct Uploader {
     pub(super) progress: Progress,
     /// Requests at once.
     pub(super) jobs: usize,
-    /// Compression level of zstd.
-    pub(super) level: i32,
+    /// Says how hard to compress.
+    pub(super) line: Arc<Line>,
     /// True once the gateway has the derivations, and with them knows what to scan NARs for. Until then NARs are
     /// compressed as far as there is room, and not sent.
     pub(super) ready: watch::Receiver<bool>,
@@ -95,17 +99,18 @@ fn next<T>(queue: &Queue<T>) -> Option<T> {
 }
 
 impl Uploader {
-    /// Sends NARs: large ones one after another, since each keeps all cores busy, batches of small ones beside them.
+    /// Sends NARs: large ones two at a time, batches of small ones beside them.
     pub(super) async fn nars(&self, work: Work) -> Result<Sent, PushError> {
         let mut tasks = JoinSet::new();
         let batches = Arc::new(Mutex::new(work.batches));
         let large = Arc::new(Mutex::new(work.large));
-        if !large.lock().is_ok_and(|queue| queue.is_empty()) {
-            let uploader = self.clone();
+        let at_once = LARGE_AT_ONCE.min(large.lock().map_or(1, |queue| queue.len()));
+        for _ in 0..at_once {
+            let (uploader, large) = (self.clone(), large.clone());
             tasks.spawn(async move {
                 let mut sent = Sent::default();
                 while let Some(nar) = next(&large) {
-                    sent.add(uploader.large(nar).await?);
+                    sent.add(uploader.large(nar, at_once).await?);
                 }
                 Ok::<_, PushError>(sent)
             });
@@ -113,7 +118,7 @@ impl Uploader {
         let jobs = self.jobs.min(batches.lock().map_or(1, |queue| queue.len()));
         for _ in 0..jobs {
             let (uploader, batches) = (self.clone(), batches.clone());
-            let mut packer = Packer::new(self.level).map_err(PushError::Compression)?;
+            let mut packer = Packer::new().map_err(PushError::Compression)?;
             tasks.spawn(async move {
                 let mut sent = Sent::default();
                 while let Some(batch) = next(&batches) {
@@ -153,7 +158,7 @@ impl Uploader {
                 (packer, unsent)
             };
             let (answer, bytes, (used, unsent)) =
-                stream(|body| self.api.send_nars(&self.push, body), &self.api, self.ready.clone(), produce)
+                stream(|body| self.api.send_nars(&self.push, body), self, self.ready.clone(), produce)
                     .await?;
             packer = used;
             all.body_bytes += bytes;
@@ -166,15 +171,15 @@ impl Uploader {
     }
 
     /// Sends a large NAR in a request of its own.
-    async fn large(&self, nar: Nar) -> Result<Sent, PushError> {
+    async fn large(&self, nar: Nar, at_once: usize) -> Result<Sent, PushError> {
         let mut all = Sent::default();
         let mut left = vec![nar.clone()];
         let mut attempts = Attempts::default();
         loop {
-            let (location, progress, level) = (self.location.clone(), self.progress.clone(), self.level);
+            let (location, progress) = (self.location.clone(), self.progress.clone());
             let one = nar.clone();
             let produce = move |sink: &mut Sink| {
-                let packed = pack_large(&location.physical(&one.path), &one, level, sink, &|bytes| {
+                let packed = pack_large(&location.physical(&one.path), &one, at_once, sink, &|bytes| {
                     progress.sent(bytes)
                 });
                 let _ = sink.flush(); // fails only where the request has ended
@@ -184,7 +189,7 @@ impl Uploader {
                 }
             };
             let (answer, bytes, unsent) =
-                stream(|body| self.api.send_nars(&self.push, body), &self.api, self.ready.clone(), produce)
+                stream(|body| self.api.send_nars(&self.push, body), self, self.ready.clone(), produce)
                     .await?;
             all.body_bytes += bytes;
             if let Some(why) = unsent {
@@ -272,11 +277,11 @@ impl Uploader {
             let body = Arc::new(body);
             let (mut failures, mut turns) = (0, 0);
             let (taken, unread) = loop {
-                let (location, level, listed) = (self.location.clone(), self.level, body.clone());
-                let produce = move |sink: &mut Sink| derivations::write(&location, &listed, level, sink);
+                let (location, listed) = (self.location.clone(), body.clone());
+                let produce = move |sink: &mut Sink| derivations::write(&location, &listed, sink);
                 let (answer, _, unread) = stream(
                     |body| self.api.send_derivations(&self.push, body),
-                    &self.api,
+                    self,
                     watch::channel(true).1,
                     produce,
                 )
@@ -309,7 +314,7 @@ impl Uploader {
 /// thread returned.
 async fn stream<T, R, F>(
     send: impl FnOnce(Body) -> F,
-    api: &Api,
+    uploader: &Uploader,
     mut ready: watch::Receiver<bool>,
     produce: impl FnOnce(&mut Sink) -> R + Send + 'static,
 ) -> Result<(Result<T, ApiError>, u64, R), PushError>
@@ -317,12 +322,12 @@ where
     F: Future<Output = Result<T, ApiError>>,
     R: Send + 'static,
 {
-    let (mut sink, pieces) = framing::body();
+    let (mut sink, pieces) = framing::body(uploader.line.clone());
     // the sink is dropped with the closure, which ends the body
     let producer = spawn_blocking(move || produce(&mut sink));
     // an error means that nobody is left to say so: the request will tell
     let _ = ready.wait_for(|ready| *ready).await;
-    let answer = watched(send(Body::wrap_stream(pieces.clone())), &pieces, api).await;
+    let answer = watched(send(Body::wrap_stream(pieces.clone())), &pieces, &uploader.api).await;
     // with the answer the request is over, whether or not the whole body was read
     pieces.close();
     let produced = producer.await.map_err(|e| PushError::Internal(e.to_string()))?;

@@ -62,9 +62,13 @@ async fn receive(
 ) -> Result<Json<Uploaded>, ApiError> {
     let mut stream = body.into_data_stream();
     let mut rate = Rate::new(app);
-    let mut problem = None;
+    let (mut problem, mut ahead) = (None, None);
     loop {
-        let pieces = match next_pieces(&mut stream, &mut rate).await {
+        let next = match ahead.take() {
+            Some(next) => next,
+            None => next_pieces(&mut stream, &mut rate).await,
+        };
+        let pieces = match next {
             Ok(Some(pieces)) => pieces,
             Ok(None) => break,
             Err(e) => {
@@ -72,20 +76,32 @@ async fn receive(
                 break;
             }
         };
-        let permit = app.examining.clone().acquire_owned().await;
-        let disk = app.clone();
-        let (back, fed) = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            // each time: others fill the disk too
-            let fed = if disk.disk.has_room() {
-                pieces.iter().try_for_each(|piece| upload.feed(piece))
-            } else {
-                Err(UploadError::DiskFull)
-            };
-            (upload, fed)
-        })
-        .await
-        .map_err(|e| ApiError::unavailable(&e))?;
+        let feeding = async {
+            let permit = app.examining.clone().acquire_owned().await;
+            let disk = app.clone();
+            tokio::task::spawn_blocking(move || {
+                let _permit = permit;
+                // each time: others fill the disk too
+                let fed = if disk.disk.has_room() {
+                    pieces.iter().try_for_each(|piece| upload.feed(piece))
+                } else {
+                    Err(UploadError::DiskFull)
+                };
+                (upload, fed)
+            })
+            .await
+        };
+        let mut feeding = std::pin::pin!(feeding);
+        // The next is taken meanwhile, so that the sender and the examination keep each other busy. Given up, the question
+        // for it has taken nothing yet.
+        let fed = loop {
+            tokio::select! {
+                biased;
+                fed = &mut feeding => break fed,
+                next = next_pieces(&mut stream, &mut rate), if ahead.is_none() => ahead = Some(next),
+            }
+        };
+        let (back, fed) = fed.map_err(|e| ApiError::unavailable(&e))?;
         upload = back;
         // early, so that any number of them can come in one upload
         if upload.text_bytes() >= TEXTS {

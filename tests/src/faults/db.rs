@@ -106,7 +106,7 @@ seam! {
     read fn owners(&self, pushes: &[String]) -> HashMap<String, String>;
     read fn packs(&self) -> HashSet<String>;
     write fn sweep(&self, now: u64) -> Swept;
-    write fn forget(&self, before: u64) -> Forgotten;
+    write fn forget(&self, before: u64, now: u64) -> Forgotten;
 
     read fn derivations_sent(&self, identity: i64, paths: &[StorePath]) -> HashSet<StorePath>;
     read fn derivations(&self, paths: &[StorePath]) -> Vec<DerivationRow>;

@@ -24,10 +24,11 @@ use sqlx::{
 use super::*;
 
 /// The migrations, embedded: number, name, text. (`sqlx::migrate!` would need sqlx's macros, which build SQLite twice.)
-const MIGRATIONS: [(i64, &str, &str); 3] = [
+const MIGRATIONS: [(i64, &str, &str); 4] = [
     (1, "start", include_str!("../../../../migrations/sqlite/0001_start.sql")),
     (2, "stock", include_str!("../../../../migrations/sqlite/0002_stock.sql")),
     (3, "forgetting", include_str!("../../../../migrations/sqlite/0003_forgetting.sql")),
+    (4, "rows", include_str!("../../../../migrations/sqlite/0004_rows.sql")),
 ];
 
 fn migrator() -> Migrator {
@@ -67,6 +68,8 @@ impl Sqlite {
             // another process (an `invite` beside `serve`) may hold the write lock for a moment
             .busy_timeout(Duration::from_secs(20))
             .pragma("cache_size", "-8192")
+            // pages, 16 MiB: a page that is written again before is copied into the database once
+            .pragma("wal_autocheckpoint", "4000")
             .pragma("journal_size_limit", "67108864");
         let write = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
         migrator().run(&write).await?;
