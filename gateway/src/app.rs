@@ -54,6 +54,7 @@ pub struct App {
     pub revealed: Mutex<Vec<(String, Vec<StorePath>)>>,
     /// Whether narinfos of committed publications could not be written.
     pub unrevealed: std::sync::atomic::AtomicBool,
+    pub orphans: Mutex<recover::Orphans>,
     /// Asks for a sweep soon.
     pub sweep: Notify,
     /// True once the gateway stops.
@@ -197,6 +198,7 @@ impl App {
             )),
             revealed: Mutex::default(),
             unrevealed: std::sync::atomic::AtomicBool::new(false),
+            orphans: Mutex::default(),
             sweep: Notify::new(),
             stopping: watch::channel(false).0,
             background: Background::default(),

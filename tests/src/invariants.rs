@@ -159,27 +159,31 @@ pub fn cache_key(data: &Path, cache: &str) -> PublicKey {
 }
 
 /// What is public in one cache must be whole, signed, closed under references, in the books and logged, at any moment.
-/// `books` are read after the paths that are checked became public.
 pub fn check_public(data: &Path, cache: &str, books: &Books) -> BTreeSet<StorePath> {
+    check_names(data, cache, books, &names(&data.join("blobs").join(cache)))
+}
+
+/// The same of these files, where a gateway runs: `books` were read after they became public.
+pub fn check_names(data: &Path, cache: &str, books: &Books, files: &[String]) -> BTreeSet<StorePath> {
     let (public, key) = (data.join("blobs").join(cache), cache_key(data, cache));
     let mut published = BTreeSet::new();
-    for name in names(&public) {
+    for name in files {
         match name.rsplit_once('.') {
             Some((hash, "narinfo")) if is_hash_part(hash) => {}
             Some((hash, "ls")) if is_hash_part(hash) => {
                 let listing: serde_json::Value =
-                    serde_json::from_slice(&read(&public.join(&name))).expect("a listing");
+                    serde_json::from_slice(&read(&public.join(name))).expect("a listing");
                 assert_eq!(listing["version"], 1, "{name}");
                 continue;
             }
             _ if name == "nix-cache-info" => {
-                assert!(read(&public.join(&name)).starts_with(b"StoreDir: /nix/store\n"));
+                assert!(read(&public.join(name)).starts_with(b"StoreDir: /nix/store\n"));
                 continue;
             }
             _ if name == "nar" => continue,
             _ => panic!("`{name}` is public and has no business there"),
         }
-        published.insert(check_narinfo(&public, &name, cache, &key, books));
+        published.insert(check_narinfo(&public, name, cache, &key, books));
     }
     for name in names(&public.join("nar")) {
         // also those that nothing names yet are whole: their names are their hashes

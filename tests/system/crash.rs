@@ -1,22 +1,13 @@
 //! A gateway that is killed in the middle of things: whatever moment it was, nothing public is unlogged or half written,
 //! nothing accepted is lost, and the push can be finished.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs, time::Instant};
 
-use pushgate_formats::{
-    Sha256, StorePath,
-    api::PathState,
-    keys::PublicKey,
-    log_leaf::{CHAIN_START, PublishLeaf, chain},
-    narinfo::{Dialect, UnverifiedNarInfo},
-    store_path::is_hash_part,
+use pushgate_formats::{StorePath, api::PathState};
+use pushgate_tests::{
+    invariants::{Books, check_names, check_public, temporary},
+    process::{Gateway, Nix, Running, Submitter, names, noise_file, wait_for},
 };
-use pushgate_gateway::db::{Db, sqlite::Sqlite};
-use pushgate_tests::process::{Gateway, Nix, Submitter, names, noise_file, read, wait_for};
 
 /// Large files and small outputs that refer to them, in a closure of their own for each `n`.
 fn load(nix: &Nix, n: u64) -> Vec<String> {
@@ -41,105 +32,35 @@ fn load(nix: &Nix, n: u64) -> Vec<String> {
     ))
 }
 
-/// What is public in one cache must be whole, signed, closed under references and logged, at any moment.
-fn check_public(public: &Path, cache: &str, key: &PublicKey, leaves: &[PublishLeaf]) -> BTreeSet<StorePath> {
-    let mut published = BTreeSet::new();
-    for name in names(public) {
-        match name.rsplit_once('.') {
-            Some((hash, "narinfo")) if is_hash_part(hash) => {}
-            Some((hash, "ls")) if is_hash_part(hash) => {
-                let listing: serde_json::Value = serde_json::from_slice(&read(&public.join(&name))).unwrap();
-                assert_eq!(listing["version"], 1, "{name}");
-                continue;
-            }
-            _ if name == "nix-cache-info" => {
-                assert!(read(&public.join(&name)).starts_with(b"StoreDir: /nix/store\n"));
-                continue;
-            }
-            _ if name == "nar" => continue,
-            _ => panic!("`{name}` is public and has no business there"),
-        }
-        let text = read(&public.join(&name));
-        let info = UnverifiedNarInfo::parse(&text, Dialect::Push).unwrap();
-        assert_eq!(format!("{}.narinfo", info.path.hash_part()), name);
-        assert!(info.is_signed_by(key), "{} is not signed by the cache", info.path);
-        let file = read(&public.join(&info.url));
-        assert_eq!(Some(Sha256::of(&file)), info.file_hash, "file of {}", info.path);
-        assert_eq!(Some(file.len() as u64), info.file_size, "file of {}", info.path);
-        let nar = zstd::decode_all(file.as_slice()).unwrap();
-        assert_eq!(Sha256::of(&nar), info.nar_hash, "NAR of {}", info.path);
-        assert_eq!(nar.len() as u64, info.nar_size, "NAR of {}", info.path);
-        for reference in &info.references {
-            let there = public.join(format!("{}.narinfo", reference.hash_part())).exists();
-            assert!(there, "{} refers to {reference}, which isn't published", info.path);
-        }
-        let leaf = leaves.iter().find(|leaf| leaf.path == info.path);
-        let leaf = leaf.unwrap_or_else(|| panic!("{} is public and not in the log", info.path));
-        assert_eq!((leaf.cache.as_str(), leaf.nar_hash), (cache, info.nar_hash));
-        assert_eq!((leaf.nar_size, Some(leaf.file_hash)), (info.nar_size, info.file_hash));
-        assert!(leaf.references.iter().map(String::as_str).eq(info.references.iter().map(|r| r.base_name())));
-        published.insert(info.path);
-    }
-    for name in names(&public.join("nar")) {
-        // also those that nothing names yet are whole: their names are their hashes
-        let hash = name.strip_suffix(".nar.zst").and_then(Sha256::from_base32);
-        assert_eq!(hash, Some(Sha256::of(&read(&public.join("nar").join(&name)))), "{name}");
-    }
-    published
+fn wait<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 
-/// The leaves of a cache's log; fails unless they are a chain, each path once.
-fn leaves(database: &Path, cache: &str) -> Vec<PublishLeaf> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let rows = runtime.block_on(async {
-        let db = Sqlite::open(database).await.unwrap();
-        db.leaves(cache, 0, 1_000_000).await.unwrap()
-    });
-    let (mut hash, mut seen) = (CHAIN_START, BTreeSet::new());
-    let check = |(number, (seq, body, stored)): (usize, (u64, Vec<u8>, Sha256))| {
-        assert_eq!(seq, number as u64, "a leaf is missing");
-        hash = chain(&hash, &body);
-        assert_eq!(stored, hash, "the chain is broken at {seq}");
-        let leaf: PublishLeaf = serde_json::from_slice(&body).unwrap();
-        assert_eq!(leaf.to_bytes(), body, "leaf {seq} isn't canonical");
-        assert!(seen.insert(leaf.path.clone()), "{} is logged twice", leaf.path);
-        leaf
-    };
-    rows.into_iter().enumerate().map(check).collect()
+/// The books of a gateway that runs.
+fn books(gateway: &Gateway, cache: &str) -> Books {
+    wait(Books::read(&gateway.data().join("gateway.db"), cache))
 }
 
-/// Checks one cache of a gateway that was just killed. Its database is copied first: opening one repairs it, and that is
-/// left to the gateway.
+/// Checks one cache of a gateway that was just killed.
 fn check_dead(gateway: &Gateway, cache: &str) {
-    let copy = tempfile::tempdir().unwrap();
-    for file in ["gateway.db", "gateway.db-wal"] {
-        let from = gateway.data().join(file);
-        if from.exists() {
-            fs::copy(from, copy.path().join(file)).unwrap();
-        }
-    }
-    let leaves = leaves(&copy.path().join("gateway.db"), cache);
-    check_public(&gateway.public(cache), cache, &key(gateway, cache), &leaves);
-}
-
-/// The cache's key from its file: a gateway that is dead can't be asked.
-fn key(gateway: &Gateway, cache: &str) -> PublicKey {
-    let text = read(&gateway.data().join(format!("keys/{cache}.secret")));
-    pushgate_formats::keys::SecretKey::parse(&String::from_utf8(text).unwrap()).unwrap().public()
+    let books = wait(Books::read_dead(&gateway.data(), cache));
+    check_public(&gateway.data(), cache, &books);
 }
 
 /// Checks one cache of a gateway that runs: also that what the log says is public.
 fn check_alive(gateway: &Gateway, cache: &str) -> BTreeSet<StorePath> {
-    let before = leaves(&gateway.data().join("gateway.db"), cache);
-    let logged: BTreeSet<StorePath> = before.iter().map(|leaf| leaf.path.clone()).collect();
+    let before = books(gateway, cache);
+    let logged = before.paths();
     // what is logged while we look becomes public a moment later: only what was logged before must be there
     wait_for("what is logged to be public", || {
         let there = |p: &StorePath| gateway.public(cache).join(format!("{}.narinfo", p.hash_part())).exists();
         logged.iter().all(there).then_some(())
     });
-    let after = leaves(&gateway.data().join("gateway.db"), cache);
-    assert_eq!(before, after[..before.len()], "the log was rewritten");
-    let published = check_public(&gateway.public(cache), cache, &key(gateway, cache), &after);
+    // what becomes public while we look is looked at with books that have it
+    let public = names(&gateway.public(cache));
+    let after = books(gateway, cache);
+    assert_eq!(before.leaves, after.leaves[..before.leaves.len()], "the log was rewritten");
+    let published = check_names(&gateway.data(), cache, &after, &public);
     assert!(published.is_superset(&logged));
     published
 }
@@ -191,7 +112,7 @@ fn strike(
     let struck = !push.has_ended();
     gateway.kill();
     check_dead(gateway, cache);
-    let half_written = names(&temporary(gateway));
+    let half_written = names(&temporary(&gateway.data()));
     if kill_client {
         push.kill();
         gateway.restart();
@@ -200,24 +121,20 @@ fn strike(
         push.finish().ended_with(0);
     }
     // what it writes now, going on with what it has, bears other names
-    let left = names(&temporary(gateway));
+    let left = names(&temporary(&gateway.data()));
     assert!(!left.iter().any(|name| half_written.contains(name)), "{half_written:?} {left:?}");
     check_alive(gateway, cache);
     struck
 }
 
-/// Where files are while they are written.
-fn temporary(gateway: &Gateway) -> PathBuf {
-    gateway.data().join("blobs/quarantine/tmp")
-}
-
 #[test]
 fn killed_at_any_moment_the_push_can_be_finished_and_nothing_public_is_unlogged() {
-    let kills: usize = std::env::var("PUSHGATE_KILLS").map_or(12, |n| n.parse().expect("a number"));
+    let kills = 12;
     let nix = Nix::builder();
     let mut gateway = Gateway::start();
     let alice = gateway.enrol("alice", &[]);
     let mib = 1 << 20;
+    // each at its own; random ones are the next test's
     let moments = [
         Moment::Received(1),
         Moment::Received(2 * mib),
@@ -240,13 +157,7 @@ fn killed_at_any_moment_the_push_can_be_finished_and_nothing_public_is_unlogged(
         let built = load(&nix, round);
         // several kills to a push: what an earlier crash left is there when the next comes
         for _ in 0..3.min(kills - killed) {
-            let mut at = moments[killed % moments.len()];
-            if killed >= moments.len()
-                && let Moment::Received(bytes) = &mut at
-            {
-                // further rounds come at other moments
-                *bytes = (*bytes + killed as u64 * 777_777) % (14 * mib);
-            }
+            let at = moments[killed % moments.len()];
             let kill_client = killed % 4 != 1;
             struck += usize::from(strike(&mut gateway, &alice, &nix, &cache, &built, at, kill_client));
             killed += 1;
@@ -289,9 +200,8 @@ fn asked_to_stop_in_the_middle_of_a_push_it_loses_nothing() {
     });
     // ends by itself, with success, when the uploads under way are taken
     gateway.stop();
-    assert_eq!(names(&temporary(&gateway)), [""; 0]);
-    let leaves = leaves(&gateway.data().join("gateway.db"), "main");
-    check_public(&gateway.public("main"), "main", &key(&gateway, "main"), &leaves);
+    assert_eq!(names(&temporary(&gateway.data())), [""; 0]);
+    check_public(&gateway.data(), "main", &books(&gateway, "main"));
     // what is published already isn't in quarantine any more
     let nars = gateway.public("main").join("nar");
     let public: u64 = names(&nars).iter().map(|name| fs::metadata(nars.join(name)).unwrap().len()).sum();
@@ -305,4 +215,137 @@ fn asked_to_stop_in_the_middle_of_a_push_it_loses_nothing() {
     let consumer = Nix::consumer(&[gateway.cache_url("main")], &[gateway.key("main")]);
     consumer.fetch(&built).ended_with(0);
     consumer.assert_has_all_of(&nix, &built);
+}
+
+/// Random numbers from a seed, so that a run can be repeated as far as other processes allow (xorshift64*).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, most: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16) % most
+    }
+}
+
+/// A submitter who pushes one closure until it is pushed, whatever happens to his client or to the gateway.
+struct Pusher<'a> {
+    submitter: Submitter,
+    nix: &'a Nix,
+    root: String,
+    cache: String,
+    running: Option<Running>,
+}
+
+impl Pusher<'_> {
+    fn begin(&mut self, cache: &str) {
+        self.cache = cache.to_owned();
+        self.running =
+            Some(self.submitter.spawn(self.nix, &["push", "--json", "--cache", &self.cache, &self.root]));
+    }
+
+    /// Whether the push is done. A client that gave up, since it found no gateway for too long, is started again.
+    fn is_done(&mut self) -> bool {
+        let Some(running) = &mut self.running else { return true };
+        if !running.has_ended() {
+            return false;
+        }
+        let ran = self.running.take().expect("it was there").finish();
+        match ran.code {
+            Some(0) => true,
+            // a path that is refused would be a fault of this test's or of the gateway's: no crash may cause it
+            Some(1) => {
+                eprintln!("a client gave up: {}", ran.err.lines().last().unwrap_or_default());
+                self.begin(&self.cache.clone());
+                false
+            }
+            _ => {
+                ran.ended_with(0);
+                true
+            }
+        }
+    }
+}
+
+#[test]
+fn killed_at_random_moments_under_a_load_of_pushes() {
+    let number = |name: &str| std::env::var(name).ok().map(|n| n.parse::<u64>().expect("a number"));
+    let kills = number("PUSHGATE_KILLS").unwrap_or(15);
+    let seed = number("PUSHGATE_SEED").unwrap_or_else(|| {
+        let mut bytes = [0; 4];
+        getrandom::fill(&mut bytes).unwrap();
+        u64::from(u32::from_le_bytes(bytes))
+    });
+    eprintln!("PUSHGATE_SEED={seed}");
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let nix = Nix::builder();
+    let mut gateway = Gateway::start();
+    let roots: Vec<String> = (0..3).map(|n| load(&nix, 1000 + n).remove(0)).collect();
+    // the first two push the same
+    let mut pushers: Vec<Pusher> = ["alice", "bob", "carol", "dave"]
+        .into_iter()
+        .zip([&roots[0], &roots[0], &roots[1], &roots[2]])
+        .map(|(name, root)| Pusher {
+            submitter: gateway.enrol(name, &[]),
+            nix: &nix,
+            root: root.clone(),
+            cache: String::new(),
+            running: None,
+        })
+        .collect();
+    let all: BTreeSet<String> = nix.closure(&roots).into_iter().collect();
+    let (mut killed, mut clients, mut round) = (0, 0, 0);
+    let mut moments = vec![];
+    while killed < kills {
+        round += 1;
+        let cache = format!("random-{round}");
+        gateway.add_cache(&cache);
+        pushers.iter_mut().for_each(|pusher| pusher.begin(&cache));
+        loop {
+            let (start, moment) = (Instant::now(), random.below(1_500));
+            let mut done = false;
+            wait_for("a random moment", || {
+                done = pushers.iter_mut().all(Pusher::is_done);
+                (done || start.elapsed().as_millis() as u64 >= moment).then_some(())
+            });
+            if done {
+                break;
+            }
+            if killed == kills {
+                continue;
+            }
+            gateway.kill();
+            killed += 1;
+            moments.push(names(&gateway.public(&cache)).len());
+            check_dead(&gateway, &cache);
+            let half_written = names(&temporary(&gateway.data()));
+            if random.below(4) == 0 {
+                let victim = &mut pushers[random.below(4) as usize];
+                if let Some(running) = victim.running.take() {
+                    running.kill();
+                    clients += 1;
+                    victim.begin(&cache);
+                }
+            }
+            gateway.restart();
+            let left = names(&temporary(&gateway.data()));
+            assert!(!left.iter().any(|name| half_written.contains(name)), "{half_written:?} {left:?}");
+            check_alive(&gateway, &cache);
+        }
+        let published: BTreeSet<String> =
+            check_alive(&gateway, &cache).iter().map(StorePath::absolute).collect();
+        assert_eq!(published, all, "in round {round}");
+    }
+    eprintln!(
+        "{killed} kills, {clients} of clients too, {round} rounds; public files at each kill: {moments:?}"
+    );
+    // pushes that were given up are over as well, and nothing is left of them
+    gateway.stop();
+    gateway.restart();
+    wait_for("the quarantine to be empty", || (received(&gateway) == 0).then_some(()));
+    for round in 1..=round {
+        let cache = format!("random-{round}");
+        wait_for("every claim to be over", || books(&gateway, &cache).open_claims().is_empty().then_some(()));
+    }
 }

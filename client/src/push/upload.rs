@@ -237,6 +237,9 @@ impl Uploader {
             }
             Err(error) => error,
         };
+        if self.has_ended(&error).await? {
+            return Ok(true);
+        }
         if error.is_turn() {
             // other pushes of the same submitter take their turns too; theirs end, or are given up by the gateway
             attempts.turns += 1;
@@ -270,6 +273,15 @@ impl Uploader {
         Ok(left.is_empty())
     }
 
+    /// Whether a refusal means that nothing is wanted any more: another push may have brought the same paths meanwhile, and
+    /// this one has ended with that. What came of it, its state tells.
+    async fn has_ended(&self, error: &ApiError) -> Result<bool, PushError> {
+        if error.code() != Some("forbidden") {
+            return Ok(false);
+        }
+        Ok(self.api.push(&self.push, 0, Until::Settled).await?.wanted.is_empty())
+    }
+
     /// Sends derivations, one body after another, and returns what the person should know about them.
     pub(super) async fn derivations(&self, bodies: Vec<Vec<Listed>>) -> Result<Vec<String>, PushError> {
         let mut notices = Vec::new();
@@ -293,6 +305,9 @@ impl Uploader {
                         tokio::time::sleep(turn_pause(turns)).await;
                     }
                     (Err(error), _) => {
+                        if self.has_ended(&error).await? {
+                            return Ok(notices);
+                        }
                         let pause = Tries::Many.pause(failures).filter(|_| error.is_transient());
                         let Some(pause) = pause else { return Err(error.into()) };
                         failures += 1;

@@ -90,7 +90,7 @@ pub async fn store(
                 None => blobs.free(&ranges),
             }
         });
-        // best effort: what stays goes with its pack, or at the next start
+        // best effort: what stays goes with its pack, or is removed as one that no row names
         if let Ok(Err(e)) = freed.await {
             tracing::warn!(error = %e, "bytes that came twice stay for now");
         }

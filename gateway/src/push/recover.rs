@@ -91,6 +91,8 @@ pub async fn mark_revealed(app: &App) {
     for (cache, paths) in written {
         if let Err(e) = app.db.mark_visible(&cache, &paths).await {
             tracing::warn!(error = &e as &dyn std::error::Error, "narinfos stay marked as unfinished");
+            // marked the next time: marking twice changes nothing
+            app.revealed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((cache, paths));
         }
     }
 }
@@ -142,6 +144,47 @@ pub async fn tidy(app: &Arc<App>) {
     if let Err(e) = sweep(app).await {
         tracing::warn!(error = &e as &dyn std::error::Error, "sweeping failed");
     }
+    if let Err(e) = remove_orphans(app).await {
+        tracing::warn!(error = &e as &dyn std::error::Error, "packs without rows can't be looked for");
+    }
+}
+
+/// Packs that no row named when somebody last looked.
+#[derive(Debug, Default)]
+pub struct Orphans {
+    /// Seconds since 1970, UTC.
+    looked: u64,
+    seen: HashSet<String>,
+}
+
+/// How long a pack that no row names is left alone at least, in seconds. An upload writes its rows moments after its pack.
+pub const ORPHANED: u64 = 600;
+
+/// Removes packs that no row has named for some time: a store or a database that failed left them, and the next start may be
+/// far away. Repeatable: a crash leaves some of them, which the next start removes.
+async fn remove_orphans(app: &Arc<App>) -> Result<(), JudgeError> {
+    let now = app.clock.now();
+    let seen = {
+        let mut orphans = app.orphans.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if now < orphans.looked + ORPHANED {
+            return Ok(());
+        }
+        orphans.looked = now;
+        std::mem::take(&mut orphans.seen)
+    };
+    let blobs = app.blobs.clone();
+    let there = tokio::task::spawn_blocking(move || blobs.packs()).await??;
+    // after the packs: whatever got its rows meanwhile has them by now
+    let named = app.db.packs().await?;
+    let orphans = there.into_iter().filter(|pack| !named.contains(pack));
+    let (gone, fresh): (Vec<String>, Vec<String>) = orphans.partition(|pack| seen.contains(pack));
+    app.orphans.lock().unwrap_or_else(std::sync::PoisonError::into_inner).seen.extend(fresh);
+    if !gone.is_empty() {
+        tracing::info!(packs = gone.len(), "removing packs that no row has named for a while");
+        let blobs = app.blobs.clone();
+        tokio::task::spawn_blocking(move || blobs.remove_packs(&gone)).await??;
+    }
+    Ok(())
 }
 
 /// Resolves once the gateway stops.
@@ -173,12 +216,15 @@ pub async fn forget(app: &Arc<App>) -> Result<(), JudgeError> {
     Ok(())
 }
 
-/// Ends what ran out and frees what nothing needs. A crash between rows and packs leaves packs that the next start removes.
+/// Ends what ran out and frees what nothing needs. A crash between rows and packs leaves packs that the next start removes;
+/// where only the answer is lost, [`remove_orphans`] does.
 pub async fn sweep(app: &Arc<App>) -> Result<(), JudgeError> {
-    let swept = app.freeing(app.db.sweep(app.clock.now()), |swept| &swept.freed).await?;
+    let now = app.clock.now();
+    let swept = app.freeing(app.db.sweep(now), |swept| &swept.freed).await?;
     for push in &swept.pushes {
         app.sessions.forget(push);
     }
+    app.sessions.forget_expired(now);
     if swept.expired_claims > 0 {
         tracing::info!(claims = swept.expired_claims, "claims ran out");
     }

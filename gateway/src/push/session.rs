@@ -439,6 +439,19 @@ impl Sessions {
         Ok(Some(session))
     }
 
+    /// Forgets pushes whose time is over: of a sweep that was stored and reported to have failed nobody knows which pushes
+    /// it ended. What was settled in time is read back when somebody asks.
+    pub fn forget_expired(&self, now: u64) {
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        live.retain(|id, session| {
+            let over = session.upgrade().is_none_or(|s| s.expires <= now);
+            if over {
+                self.kept.remove(id);
+            }
+            !over
+        });
+    }
+
     /// Forgets a push whose rows were changed behind its back.
     pub fn forget(&self, id: &str) {
         self.kept.remove(id);

@@ -36,16 +36,32 @@ pub enum NoLife {
 
 /// What is buried when it dies.
 struct Body {
-    runtime: Runtime,
+    /// `None` once it is buried.
+    runtime: Option<Runtime>,
     faults: Arc<Faults>,
     blobs: Arc<OnceLock<Arc<FaultyBlobs>>>,
 }
 
+impl Drop for Body {
+    fn drop(&mut self) {
+        // also where a test fails with it: dropped as it is, it would wait for what runs
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 impl Body {
+    fn runtime(&self) -> &Runtime {
+        self.runtime.as_ref().expect("taken only when it is buried")
+    }
+
     /// Ends all that runs. Everything that was being written when the gateway died is written by then.
-    fn bury(self) {
+    fn bury(mut self) {
         self.faults.wait_for_quiet();
-        self.runtime.shutdown_background();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
         if self.faults.fault.is_some_and(|fault| fault.kind == Kind::PowerCut)
             && self.faults.is_dead()
             && let Some(blobs) = self.blobs.get()
@@ -69,10 +85,10 @@ impl Life {
             .build()
             .expect("a runtime");
         let faults = Faults::new(fault);
-        let body = Body { runtime, faults: faults.clone(), blobs: Arc::default() };
+        let body = Body { runtime: Some(runtime), faults: faults.clone(), blobs: Arc::default() };
         let (given, slot) = (faults.clone(), body.blobs.clone());
         let (dir, clock) = (dir.to_owned(), clock.clone());
-        let opening = body.runtime.spawn(async move {
+        let opening = body.runtime().spawn(async move {
             let seams = Seams::below(&dir).await?;
             let data = dir.clone();
             let blobs = FaultyBlobs::new(seams.blobs, &DataDir::new(&dir).blobs, given.clone())
@@ -115,7 +131,7 @@ impl Life {
     pub async fn tidy(&self) {
         let app = self.app.clone();
         // in the gateway's runtime; fails only where the gateway was killed, and then nobody asks
-        let _ = self.body.runtime.spawn(async move { recover::tidy(&app).await }).await;
+        let _ = self.body.runtime().spawn(async move { recover::tidy(&app).await }).await;
     }
 
     /// Ends what runs of one that was killed.

@@ -224,7 +224,7 @@ async fn a_log_with_scripts_and_escapes_is_text() {
         assert!(said.contains("published") || said.contains("held"), "{said}");
     }
     forge.settle(&package.out().path).await;
-    pushgate_gateway::push::stock::beside::publish_logs(&forge.app).await.unwrap();
+    pushgate_gateway::push::recover::tidy(&forge.app).await;
     let answer = forge.http.get(format!("{}/main/{name}", forge.url)).send().await.unwrap();
     assert_eq!(answer.status(), 200);
     assert_eq!(answer.headers()["content-type"], "text/plain; charset=utf-8");
@@ -247,7 +247,7 @@ async fn a_log_by_a_false_deriver_stays_private() {
     assert!(forge.narinfo(&item.path).await.is_some());
     let name = format!("log/{}", package.drv.base_name());
     forge.put(&alice, &name, "lies").await.unwrap();
-    pushgate_gateway::push::stock::beside::publish_logs(&forge.app).await.unwrap();
+    pushgate_gateway::push::recover::tidy(&forge.app).await;
     assert_eq!(forge.public(&name).await, None);
 }
 

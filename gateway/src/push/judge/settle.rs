@@ -19,20 +19,20 @@ use crate::{
     },
 };
 
-/// Asks again for a NAR whose stored bytes are damaged. A crash between the two writes leaves a row that the next
-/// judgement finds damaged again.
+/// Asks again for a NAR whose stored bytes are damaged. A crash between the two writes leaves a row of the quarantine that
+/// the next judgement finds damaged again; the other way round the claim would want bytes without saying why.
 pub(super) async fn step_back(app: &Arc<App>, session: &Arc<Session>, i: usize) -> Result<(), JudgeError> {
     let claim = session.signed[i].claim().clone();
+    let state = damaged_state(&claim);
+    let claims = vec![session.update(i, &state, vec![])];
+    let (cache, now) = (session.cache.name.clone(), app.clock.now());
+    app.db.commit(&Judged { cache, now, claims, ..Judged::default() }).await?;
     let length = session.progress().nars[i].as_ref().map_or(0, |nar| nar.nar().range.length);
     let dropping = async {
         app.db.drop_quarantined(session.identity, &claim.nar_hash).await?;
         Ok([(session.identity, length)])
     };
     app.freeing(dropping, |freed| freed).await?;
-    let state = damaged_state(&claim);
-    let claims = vec![session.update(i, &state, vec![])];
-    let (cache, now) = (session.cache.name.clone(), app.clock.now());
-    app.db.commit(&Judged { cache, now, claims, ..Judged::default() }).await?;
     let mut progress = session.progress();
     progress.claims[i] = state;
     progress.nars[i] = None;
@@ -69,8 +69,16 @@ pub(super) async fn settle(
         (!unchanged).then(|| session.update(*i, state, waits_on.iter().take(WAITS).cloned().collect()))
     }));
     let judged = Judged { cache: cache.name.clone(), now, publications, claims, conflicts };
-    if app.db.commit(&judged).await? == Committed::Raced {
-        return Err(JudgeError::Raced);
+    match app.db.commit(&judged).await {
+        Ok(Committed::Done) => {}
+        Ok(Committed::Raced) => return Err(JudgeError::Raced),
+        Err(e) => {
+            // it may be stored all the same, and then the next judgement finds the paths published: nobody but the one who
+            // looks for rows that aren't visible would write their narinfos
+            app.unrevealed.store(true, std::sync::atomic::Ordering::Relaxed);
+            app.sweep.notify_one();
+            return Err(e.into());
+        }
     }
     // 3. narinfos, in the order of the leaves, references first. A crash here is mended at the next start.
     let published: Vec<Published> =

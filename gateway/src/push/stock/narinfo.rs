@@ -51,7 +51,10 @@ impl Sent {
     pub fn parse(text: &[u8], hash_part: &str) -> Result<Self, ApiError> {
         let info = UnverifiedNarInfo::parse(text, Dialect::Push)
             .map_err(|e| ApiError::bad_request(e.code(), e.to_string()))?;
-        let malformed = |why: String| refusal(&info.path, "narinfo-malformed", why);
+        let malformed = |why: String| {
+            let path = Some(info.path.absolute());
+            ApiError { path, ..ApiError::bad_request("narinfo-malformed", why) }
+        };
         if info.path.hash_part() != hash_part {
             return Err(malformed(format!(
                 "the narinfo of `{}` was sent as `{hash_part}.narinfo`",
