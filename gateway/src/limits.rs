@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn shares_keep_to_the_ceiling() {
-        for memory in [least_memory(4096), 512 * MIB, 2048 * MIB, 64 * 1024 * MIB] {
+        for memory in [least_memory(4096), 640 * MIB, 2048 * MIB, 64 * 1024 * MIB] {
             let limits = Limits { memory, ..Limits::default() };
             let shares = Shares::of(&limits);
             let fixed = BASE + limits.connections as u64 * CONNECTION;
