@@ -202,7 +202,7 @@ fn what_is_not_the_caches_is_refused(#[case] version: NixVersion) {
     // right contents, and a narinfo that keeps a reference back
     fs::write(&nar, &bytes).unwrap();
     let short: Vec<_> =
-        told.lines().map(|l| if l.starts_with("References:") { "References:" } else { l }).collect();
+        told.lines().map(|l| if l.starts_with("References:") { "References: " } else { l }).collect();
     fs::write(&file, format!("{}\n", short.join("\n"))).unwrap();
     refuses(&cache.consumer(), "signature");
 
