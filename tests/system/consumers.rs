@@ -110,7 +110,7 @@ fn sorted(mut lines: Vec<String>) -> Vec<String> {
 fn a_cache_is_looked_into(#[case] version: NixVersion) {
     let cache = published(version);
     let (consumer, tool) = (cache.consumer(), cache.tool.as_str());
-    let closure = sorted(cache.nix.closure(&[cache.tool.clone()]));
+    let closure = sorted(cache.nix.closure(std::slice::from_ref(&cache.tool)));
     assert_eq!(closure.len(), 3);
     assert_eq!(sorted(cache.look(&consumer, &["path-info"], &["-r", tool]).lines()), closure);
     let sized = cache.look(&consumer, &["path-info", "-s"], &[tool]).line();
@@ -202,13 +202,13 @@ fn what_is_not_the_caches_is_refused(#[case] version: NixVersion) {
     // right contents, and a narinfo that keeps a reference back
     fs::write(&nar, &bytes).unwrap();
     let short: Vec<_> =
-        told.lines().map(|l| if l.starts_with("References:") { "References:" } else { l }).collect();
+        told.lines().map(|l| if l.starts_with("References:") { "References: " } else { l }).collect();
     fs::write(&file, format!("{}\n", short.join("\n"))).unwrap();
     refuses(&cache.consumer(), "signature");
 
     // all as it was: it was the changes that were refused
     fs::write(&file, &text).unwrap();
-    cache.consumer().fetch(&[cache.tool.clone()]).ended_with(0);
+    cache.consumer().fetch(std::slice::from_ref(&cache.tool)).ended_with(0);
 }
 
 /// Nix looks for the realisation of a content-addressed derivation. There is none before anything shows it to be right:
