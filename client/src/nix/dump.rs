@@ -311,7 +311,8 @@ impl<W: Taker + ?Sized> Nar<'_, W> {
 #[cfg(test)]
 mod tests {
     use std::{
-        fs::Permissions,
+        ffi::OsString,
+        fs::{self, Permissions},
         os::unix::{
             ffi::OsStringExt,
             fs::{PermissionsExt, symlink},
