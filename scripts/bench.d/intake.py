@@ -32,7 +32,7 @@ def file_node(contents, executable=False):
 
 
 def entry(name, node):
-    return fields(b"entry", b"(", b"name", name) + node + fields(b")")
+    return fields(b"entry", b"(", b"name", name, b"node") + node + fields(b")")
 
 
 def directory(entries):
