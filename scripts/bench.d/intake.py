@@ -32,7 +32,7 @@ def file_node(contents, executable=False):
 
 
 def entry(name, node):
-    return fields(b"entry", b"(", b"name", name) + node + fields(b")")
+    return fields(b"entry", b"(", b"name", name, b"node") + node + fields(b")")
 
 
 def directory(entries):
@@ -50,7 +50,7 @@ def tree(path):
 
 
 def nars(options):
-    """Name, what it is, and the NAR."""
+    """Name, what it is, and the NAR's root."""
     with open(options.store_root + os.readlink(os.path.join(options.corpus, "medium"))) as file:
         paths = sorted(file.read().split())
     yield "programs", "the 50 medium paths in one", directory(
@@ -93,8 +93,8 @@ def main():
     for name, what, nar in nars(options):
         plain = os.path.join(place, name)
         with open(plain, "wb") as file:
-            file.write(nar)
-        size = len(nar)
+            file.write(fields(b"nix-archive-1") + nar)
+            size = file.tell()
         del nar
         packed = plain + ".zst"
         subprocess.run(["zstd", "-3", "-q", plain, "-o", packed], check=True)

@@ -10,6 +10,7 @@ use std::{
 };
 
 use pushgate_gateway::{clock::Clock, push::recover::ORPHANED};
+use sqlx::{Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 
 use super::{Again, Fault, Faults, Kind, Life, NoLife, Scenario};
@@ -40,10 +41,7 @@ impl Template {
         let (alice, bob) = (forge.submitter("alice").await, forge.submitter("bob").await);
         let (gateway_id, clock) = (forge.app.gateway_id.clone(), forge.clock.clone());
         let dir = forge.stop().await;
-        // connections are closed a moment after they were dropped, and a copy has to be of a database at rest
-        while dir.path().join("gateway.db-wal").exists() {
-            tokio::time::sleep(PAUSE).await;
-        }
+        settle(&dir.path().join("gateway.db")).await;
         Self { dir, gateway_id, clock, alice, bob }
     }
 
@@ -62,10 +60,29 @@ impl Template {
     }
 }
 
+/// Brings all that is in the write-ahead log into the database: connections are closed a moment after they were dropped, and
+/// a copy has to be of files that nobody changes.
+async fn settle(database: &Path) {
+    let options = SqliteConnectOptions::new().filename(database);
+    let mut db = SqliteConnection::connect_with(&options).await.expect("the database opens");
+    loop {
+        let (busy, _, _): (i64, i64, i64) =
+            sqlx::query_as("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&mut db).await.expect("a checkpoint");
+        if busy == 0 {
+            return;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
 fn copy_below(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).expect("a directory") {
         let entry = entry.expect("an entry");
         let to = to.join(entry.file_name());
+        // see `settle`: they are empty, and may go at any moment
+        if to.extension().is_some_and(|e| e == "db-wal" || e == "db-shm") {
+            continue;
+        }
         if entry.file_type().expect("a type").is_dir() {
             fs::create_dir_all(&to).expect("a directory");
             copy_below(&entry.path(), &to);
