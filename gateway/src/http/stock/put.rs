@@ -109,10 +109,8 @@ fn words(status: &PathStatus) -> String {
 
 /// Reads a small file, whole and decoded.
 async fn small(app: &App, request: Request, most: usize, code: &'static str) -> Result<Vec<u8>, ApiError> {
-    let encoding = match request.headers().get(CONTENT_ENCODING) {
-        None => None,
-        Some(value) => Some(clean(&String::from_utf8_lossy(value.as_bytes()))),
-    };
+    let encoding = request.headers().get(CONTENT_ENCODING);
+    let encoding = encoding.map(|value| clean(&String::from_utf8_lossy(value.as_bytes())));
     let too_large = |size: &dyn std::fmt::Display| {
         let message = format!("the body has {size} bytes; {most} are allowed");
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, code, message)
