@@ -191,7 +191,7 @@ impl OwnPush {
     }
 
     /// The body with derivations that are wanted, and NARs in two parts, so that there is a moment between them.
-    fn wanted(&self, status: &PushStatus) -> (Option<Vec<u8>>, Vec<Vec<(Sha256, Vec<u8>)>>) {
+    fn wanted(&self, status: &PushStatus) -> Wanted {
         let draft = lock(&self.draft);
         let texts: Vec<_> = (draft.body.derivations.iter())
             .filter(|d| status.wanted_derivations.contains(d))
@@ -203,6 +203,9 @@ impl OwnPush {
         (texts, parts)
     }
 }
+
+/// The body with derivations, and NARs by their hashes, in parts.
+type Wanted = (Option<Vec<u8>>, Vec<Vec<(Sha256, Vec<u8>)>>);
 
 /// An answer, or why to ask again, as the real client sees it. Any other refusal fails the test.
 async fn answer<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<T, Again> {
