@@ -19,7 +19,7 @@ pub use blobs::FaultyBlobs;
 pub use db::FaultyDb;
 pub use life::{Life, NoLife};
 pub use run::{Ran, Template, run};
-pub use scenario::{After, Again, OwnPushes, Scenario};
+pub use scenario::{After, Again, OwnPushes, Scenario, StockCopy};
 
 /// What happens at a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

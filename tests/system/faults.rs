@@ -17,7 +17,7 @@ use std::{
 use async_trait::async_trait;
 use pushgate_formats::StorePath;
 use pushgate_tests::{
-    faults::{After, Again, At, Fault, Kind, Life, OwnPushes, Scenario, Template, run},
+    faults::{After, Again, At, Fault, Kind, Life, OwnPushes, Scenario, StockCopy, Template, run},
     forge::{Draft, Item, Package, Submitter, random_hex},
     process::{names, read},
 };
@@ -223,6 +223,21 @@ fn a_fault_at_any_write_of_a_recovery() {
     for first in first {
         at_every_write(&template, &make, &[first], variants);
     }
+}
+
+/// The same by stock Nix, which sends files and says afterwards what they are.
+#[test]
+fn a_fault_at_any_write_of_a_stock_copy() {
+    let template = runtime().block_on(Template::make());
+    let goods = Goods::new();
+    // sources and derivations first, then what is built by them
+    let built = goods.packages.iter().flat_map(|package| package.outputs.values());
+    let items: Vec<Item> = goods.items.iter().chain(built).cloned().collect();
+    let make = |http: reqwest::Client, _| -> Arc<dyn Scenario> {
+        Arc::new(StockCopy::new(http, &template.stock, items.clone()))
+    };
+    let struck = at_every_write(&template, &make, &[], &VARIANTS[..5]);
+    assert_all_struck(&struck, &template, &make);
 }
 
 /// The quarantined bytes are changed on the disk after they were checked, right before they are published.

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::{Again, Fault, Faults, Kind, Life, NoLife, Scenario};
 use crate::{
-    forge::{Draft, Forge, Submitter},
+    forge::{Draft, Forge, StockUser, Submitter},
     invariants::{Books, check_public, packs, temporary},
     process::names,
 };
@@ -32,6 +32,8 @@ pub struct Template {
     pub clock: Clock,
     pub alice: Submitter,
     pub bob: Submitter,
+    /// Alice with a token, for stock Nix.
+    pub stock: StockUser,
 }
 
 impl Template {
@@ -39,10 +41,12 @@ impl Template {
     pub async fn make() -> Self {
         let forge = Forge::start().await;
         let (alice, bob) = (forge.submitter("alice").await, forge.submitter("bob").await);
+        let stock =
+            StockUser { submitter: alice.clone(), login: "alice".into(), token: forge.token("alice").await };
         let (gateway_id, clock) = (forge.app.gateway_id.clone(), forge.clock.clone());
         let dir = forge.stop().await;
         settle(&dir.path().join("gateway.db")).await;
-        Self { dir, gateway_id, clock, alice, bob }
+        Self { dir, gateway_id, clock, alice, bob, stock }
     }
 
     /// Begins an announcement.
@@ -190,9 +194,10 @@ impl Run {
             }
             tokio::time::sleep(PAUSE).await;
         }
-        // packs without rows are left alone for a while; one round sees them, the next removes them
-        for _ in 0..3 {
-            self.clock.advance(ORPHANED);
+        // packs without rows are left alone for a while; one round sees them, the next removes them; files of stock
+        // Nix wait for their narinfos
+        for wait in [ORPHANED, ORPHANED, ORPHANED, pushgate_gateway::push::stock::nar::WAITS, ORPHANED] {
+            self.clock.advance(wait);
             life.tidy().await;
         }
     }

@@ -18,7 +18,7 @@ use pushgate_formats::{
 use serde::de::DeserializeOwned;
 
 use super::Life;
-use crate::forge::{Draft, framed, packed_derivations, random_hex};
+use crate::forge::{Draft, Item, Packing, StockUser, framed, packed_derivations, random_hex};
 
 /// The gateway couldn't be reached, or said that it can't now.
 #[derive(Debug)]
@@ -222,4 +222,70 @@ async fn answer<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result
     let ended = error.error.code == "forbidden" && error.error.message.ends_with("has ended");
     assert!(transient || ended, "{status}: {:?}", error.error);
     Err(Again(format!("{status}: {:?}", error.error)))
+}
+
+/// Copies by stock Nix: for each path its NAR file and then its narinfo, again after a 5xx or a broken connection, and not
+/// where the gateway says that it has it.
+pub struct StockCopy {
+    http: reqwest::Client,
+    user: StockUser,
+    items: Vec<Item>,
+}
+
+impl StockCopy {
+    /// Of these paths, each after those that it refers to.
+    pub fn new(http: reqwest::Client, user: &StockUser, items: Vec<Item>) -> Self {
+        Self { http, user: user.clone(), items }
+    }
+
+    async fn send(
+        &self,
+        method: reqwest::Method,
+        url: &str,
+        name: &str,
+        body: Vec<u8>,
+    ) -> Result<bool, Again> {
+        let request = self.http.request(method, format!("{url}/main/push/{name}")).body(body);
+        let request = request.header("authorization", self.user.authorization());
+        let response = request.send().await.map_err(|e| Again(format!("{e:?}")))?;
+        let status = response.status();
+        let text = response.text().await.map_err(|e| Again(format!("{e:?}")))?;
+        match status.as_u16() {
+            200 => Ok(true),
+            404 => Ok(false),
+            500.. => Err(Again(text)),
+            other => panic!("{name}: {other}: {text}"),
+        }
+    }
+}
+
+#[async_trait]
+impl Scenario for StockCopy {
+    async fn drive(&self, gateway: &Life) -> Result<(), Again> {
+        use reqwest::Method;
+        for item in &self.items {
+            let info = self.user.narinfo(item, Packing::Xz);
+            let name = format!("{}.narinfo", item.path.hash_part());
+            if self.send(Method::GET, &gateway.url, &name, vec![]).await? {
+                continue;
+            }
+            if !self.send(Method::HEAD, &gateway.url, &info.url, vec![]).await? {
+                self.send(Method::PUT, &gateway.url, &info.url, Packing::Xz.pack(&item.nar)).await?;
+            }
+            self.send(Method::PUT, &gateway.url, &name, info.print().into_bytes()).await?;
+        }
+        // what was taken is published in the end, without another word from the client
+        for item in &self.items {
+            let url = format!("{}/main/{}.narinfo", gateway.url, item.path.hash_part());
+            let answer = self.http.get(url).send().await.map_err(|e| Again(format!("{e:?}")))?;
+            if answer.status() != 200 {
+                return Err(Again(format!("{} isn't published yet", item.path)));
+            }
+        }
+        Ok(())
+    }
+
+    fn published(&self) -> BTreeSet<StorePath> {
+        self.items.iter().map(|item| item.path.clone()).collect()
+    }
 }

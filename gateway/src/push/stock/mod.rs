@@ -62,6 +62,7 @@ pub async fn take_narinfo(
     let signed = signature::verify_claim(sent.claim(signature), &public)?;
     // the same claim again, because the answer was lost or the copy repeated
     if let Some(status) = known(app, pusher, &signed).await? {
+        db.release_stock_nar(pusher.identity, &cache.name, &sent.file, app.clock.now() + NAMED).await?;
         return answer(status);
     }
     let row = db.stock_nar(pusher.identity, &cache.name, &sent.file).await?;
@@ -89,6 +90,9 @@ pub async fn take_narinfo(
     )
     .await?;
     let memory = app.sessions.memory(app, text.len()).await?;
+    if path.is_derivation() {
+        drv::take(app, pusher, &path, super::quarantine::Quarantined::read_back(row)?).await?;
+    }
     let nonce = crate::random::hex(16);
     let push = PushRow {
         id: crate::random::hex(12),
@@ -117,7 +121,6 @@ pub async fn take_narinfo(
         refused.map(|(i, c)| session.update(i, c, vec![])).collect()
     };
     super::end(app, &session, refused).await?;
-    drv::take(app, &session).await?;
     let mut changed = session.watch();
     let settled = async { while !session.is_settled(false) && changed.changed().await.is_ok() {} };
     // over or not, the answer is the state as it is
