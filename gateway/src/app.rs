@@ -22,6 +22,9 @@ use crate::{
     upstream::Upstreams,
 };
 
+/// Small files at once, over all and of one owner. Stock Nix has 25 connections.
+const SMALL: (usize, usize) = (256, 32);
+
 /// See the module's documentation.
 pub struct App {
     pub db: Arc<dyn Db>,
@@ -42,6 +45,8 @@ pub struct App {
     pub asking: Arc<Semaphore>,
     /// Uploads at once.
     pub uploads: Arc<UploadPlaces>,
+    /// Small files of stock Nix, and reads of own NARs, at once.
+    pub small: Arc<UploadPlaces>,
     pub memory: Memory,
     pub disk: Disk,
     /// Bytes in quarantine, of all submitters.
@@ -55,6 +60,8 @@ pub struct App {
     /// Whether narinfos of committed publications could not be written.
     pub unrevealed: std::sync::atomic::AtomicBool,
     pub orphans: Mutex<recover::Orphans>,
+    /// Held while build logs are published.
+    pub publishing_logs: tokio::sync::Mutex<()>,
     /// Asks for a sweep soon.
     pub sweep: Notify,
     /// True once the gateway stops.
@@ -188,6 +195,7 @@ impl App {
             derivations: Derivations::default(),
             announcing: Arc::new(Semaphore::new(config.limits.announcements.max(1))),
             asking: Arc::new(Semaphore::new(crate::http::pushes::QUESTIONS)),
+            small: Arc::new(UploadPlaces::new(SMALL.0, SMALL.1)),
             uploads: Arc::new(UploadPlaces::new(shares.uploads, config.limits.uploads_per_submitter)),
             memory,
             disk,
@@ -199,6 +207,7 @@ impl App {
             revealed: Mutex::default(),
             unrevealed: std::sync::atomic::AtomicBool::new(false),
             orphans: Mutex::default(),
+            publishing_logs: Default::default(),
             sweep: Notify::new(),
             stopping: watch::channel(false).0,
             background: Background::default(),
@@ -268,13 +277,26 @@ impl App {
         self.place_of(key.identity, key.owner.as_deref())
     }
 
+    /// A place for a small file of an identity and its owner, or for reading a large one back.
+    pub fn small_place(&self, identity: i64, owner: Option<&str>) -> Result<Place, ApiError> {
+        Self::place_among(&self.small, identity, owner)
+    }
+
     /// A place for an upload of an identity and its owner.
     pub fn place_of(&self, identity: i64, owner: Option<&str>) -> Result<Place, ApiError> {
+        Self::place_among(&self.uploads, identity, owner)
+    }
+
+    fn place_among(
+        places: &Arc<UploadPlaces>,
+        identity: i64,
+        owner: Option<&str>,
+    ) -> Result<Place, ApiError> {
         let owner = match owner {
             Some(owner) => format!("owner {owner}"),
             None => format!("identity {identity}"),
         };
-        self.uploads.take(&owner).map_err(|full| {
+        places.take(&owner).map_err(|full| {
             let whose = match full {
                 Full::All => "all submitters",
                 Full::Owner => "this submitter",

@@ -15,6 +15,8 @@ pub enum TokenError {
     NoSubmitter(String),
     #[error("there is no cache `{0}`")]
     NoCache(String),
+    #[error("there are 100 good tokens already; revoke them with `pushgate-gateway token NAME --revoke`")]
+    TooMany,
     #[error(transparent)]
     Db(#[from] DbError),
 }
@@ -26,12 +28,12 @@ pub async fn make(
     cache: &str,
     now: u64,
     expires: Option<u64>,
-) -> Result<String, DbError> {
+) -> Result<String, TokenError> {
     // no character that a netrc file or a shell could stumble over
     let token = base32::encode(&crate::random::bytes::<20>());
     let hash = Sha256::of(token.as_bytes());
-    db.add_token(&TokenRow { hash, identity, cache: cache.to_owned(), created: now, expires }).await?;
-    Ok(token)
+    let row = TokenRow { hash, identity, cache: cache.to_owned(), created: now, expires };
+    if db.add_token(&row).await? { Ok(token) } else { Err(TokenError::TooMany) }
 }
 
 /// The enrolled submitter of a name.
@@ -53,7 +55,7 @@ pub async fn make_for(
     if !db.caches().await?.iter().any(|c| c.name == cache) {
         return Err(TokenError::NoCache(clean(cache)));
     }
-    Ok(make(db, identity, cache, now, ttl.map(|ttl| now.saturating_add(ttl))).await?)
+    make(db, identity, cache, now, ttl.map(|ttl| now.saturating_add(ttl))).await
 }
 
 /// Revokes all tokens of a submitter; gives how many were good before.

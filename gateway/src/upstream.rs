@@ -82,6 +82,8 @@ pub struct Upstreams {
     absent: quick_cache::sync::Cache<(String, String), u64>,
     /// URL → until when it is left alone, and why.
     resting: std::sync::Mutex<HashMap<String, (u64, String)>>,
+    /// Questions for single narinfos at once.
+    singles: tokio::sync::Semaphore,
 }
 
 impl Upstreams {
@@ -93,7 +95,8 @@ impl Upstreams {
             .redirect(reqwest::redirect::Policy::limited(3))
             .build()?;
         let absent = quick_cache::sync::Cache::new(ABSENT_KEPT);
-        Ok(Self { http, clock, absent, resting: Default::default() })
+        let singles = tokio::sync::Semaphore::new(AT_ONCE);
+        Ok(Self { http, clock, absent, resting: Default::default(), singles })
     }
 
     /// What is remembered to be at the upstreams, without asking them.
@@ -118,12 +121,10 @@ impl Upstreams {
     }
 
     /// Asks for the narinfo of a hash part, whatever its name: what stock Nix asks the push prefix for.
-    pub async fn narinfo(
-        &self,
-        db: &dyn Db,
-        upstreams: &[Upstream],
-        hash_part: &str,
-    ) -> Result<Found, DbError> {
+    /// Nothing is remembered of what was found: anybody with a token can ask for anything.
+    pub async fn narinfo(&self, upstreams: &[Upstream], hash_part: &str) -> Found {
+        // closed never
+        let _one = self.singles.acquire().await;
         let mut unknown = None;
         for upstream in upstreams {
             let now = self.clock.now();
@@ -135,20 +136,13 @@ impl Upstreams {
                 continue;
             }
             match self.question(upstream, hash_part).await {
-                Answer::Has(info) => {
-                    let row = upstream_row(&info);
-                    db.add_upstream_paths(&upstream.url, &upstream.key, &[row], now).await?;
-                    return Ok(Found::NarInfo(info));
-                }
+                Answer::Has(info) => return Found::NarInfo(info),
                 Answer::Absent => self.note_absent(upstream, hash_part),
-                Answer::Fault(why) => {
-                    tracing::warn!(upstream = upstream.url, why, "upstream can't be asked");
-                    unknown = Some(notice(upstream, &why));
-                    self.lock_resting().insert(upstream.url.clone(), (now + REST, why));
-                }
+                // one caller's questions don't rest the upstream for the pushes of others
+                Answer::Fault(why) => unknown = Some(notice(upstream, &why)),
             }
         }
-        Ok(unknown.map_or(Found::Absent, Found::Unknown))
+        unknown.map_or(Found::Absent, Found::Unknown)
     }
 
     /// Asks for what isn't remembered. Takes [`ALL`] at most, and [`QUESTIONS`]; what isn't answered by then is unknown.

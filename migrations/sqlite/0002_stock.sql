@@ -35,6 +35,7 @@ CREATE TABLE build_logs (
     derivation TEXT NOT NULL,
     identity   INTEGER NOT NULL,
     text       BLOB NOT NULL,            -- zstd
+    size       INTEGER NOT NULL,         -- of the text itself
     expires    INTEGER NOT NULL,
     PRIMARY KEY (cache, derivation, identity)
 ) STRICT, WITHOUT ROWID;

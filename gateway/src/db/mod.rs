@@ -402,7 +402,8 @@ pub trait Db: Send + Sync + 'static {
     /// Looks a key up by the name that it enrolled with.
     async fn key_named(&self, name: &KeyName) -> Result<Option<EnrolledKey>>;
     async fn keys(&self) -> Result<Vec<EnrolledKey>>;
-    /// False where no such key is enrolled. An earlier revocation keeps its time.
+    /// False where no such key is enrolled. An earlier revocation keeps its time. The identity's tokens go with it: who had
+    /// the key may have made them.
     async fn revoke_key(&self, name: &KeyName, now: u64) -> Result<bool>;
 
     async fn add_push(
@@ -464,7 +465,8 @@ pub trait Db: Send + Sync + 'static {
     /// Stores facts of derivations that are here already.
     async fn add_facts(&self, rows: &[DerivationRow]) -> Result<()>;
 
-    async fn add_token(&self, token: &TokenRow) -> Result<()>;
+    /// False where the identity has 100 good ones.
+    async fn add_token(&self, token: &TokenRow) -> Result<bool>;
     async fn token(&self, hash: &Sha256) -> Result<Option<TokenHolder>>;
     /// Revokes all tokens of an identity; gives how many were good before.
     async fn revoke_tokens(&self, identity: i64, now: u64) -> Result<u64>;
@@ -476,7 +478,15 @@ pub trait Db: Send + Sync + 'static {
     async fn release_stock_nar(&self, identity: i64, cache: &str, file: &str, until: u64) -> Result<()>;
     /// A submitter's own claims of paths with this hash part, newest first.
     async fn own_claims(&self, cache: &str, identity: i64, hash_part: &str) -> Result<Vec<ClaimRow>>;
-    async fn add_realisation(&self, cache: &str, push: &str, row: &RealisationRow) -> Result<()>;
+    /// An identity's own pushes with claims that wait on one of these paths.
+    async fn own_pushes_waiting_on(
+        &self,
+        cache: &str,
+        identity: i64,
+        paths: &[StorePath],
+    ) -> Result<Vec<String>>;
+    /// False where the push has 64 already, or was forgotten.
+    async fn add_realisation(&self, cache: &str, push: &str, row: &RealisationRow) -> Result<bool>;
     async fn own_realisations(&self, cache: &str, identity: i64, id: &str) -> Result<Vec<RealisationRow>>;
     /// Whether a submitter sent this derivation, or claims one of its outputs and isn't refused.
     async fn has_derivation(&self, cache: &str, identity: i64, derivation: &StorePath) -> Result<bool>;
@@ -492,7 +502,7 @@ pub trait Db: Send + Sync + 'static {
     async fn add_build_log(&self, row: &BuildLogRow, expires: u64) -> Result<()>;
     /// Build logs of which an output is published and visible.
     async fn ready_build_logs(&self, most: u32) -> Result<Vec<BuildLogRow>>;
-    /// Bytes of a submitter's build logs that wait, as they are stored.
+    /// Bytes of a submitter's build logs that wait.
     async fn build_log_bytes(&self, identity: i64) -> Result<u64>;
     async fn drop_build_logs(&self, rows: &[BuildLogRow]) -> Result<()>;
 

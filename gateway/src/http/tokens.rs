@@ -5,10 +5,13 @@ use std::sync::Arc;
 use axum::{
     Extension, Json,
     extract::{Path, State},
+    http::StatusCode,
 };
 use pushgate_formats::api::TokenMade;
 
-use crate::{app::App, db::EnrolledKey, error::ApiError, push::signature::may_push, tokens};
+use crate::{
+    app::App, db::EnrolledKey, error::ApiError, push::signature::may_push, tokens, tokens::TokenError,
+};
 
 /// `POST /api/v1/caches/CACHE/tokens`
 pub async fn make(
@@ -20,7 +23,11 @@ pub async fn make(
     let now = app.clock.now();
     may_push(&key, &cache.name, now)?;
     // a token outlives no key that it was asked for with
-    let token = tokens::make(app.db.as_ref(), key.identity, &cache.name, now, key.expires).await?;
+    let token = tokens::make(app.db.as_ref(), key.identity, &cache.name, now, key.expires).await;
+    let token = token.map_err(|e| match e {
+        TokenError::Db(e) => e.into(),
+        e => ApiError::new(StatusCode::CONFLICT, "too-many-tokens", e.to_string()),
+    })?;
     tracing::info!(submitter = key.identity_name, cache = cache.name, "token made");
     Ok(Json(TokenMade { login: key.identity_name, token }))
 }

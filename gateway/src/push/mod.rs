@@ -396,13 +396,13 @@ pub async fn take_derivations(
 /// Has the submitter's other pushes judged again that wait for these derivations.
 pub async fn derivations_came(app: &Arc<App>, identity: i64, paths: &[StorePath]) -> Result<(), ApiError> {
     for cache in app.caches.all() {
-        for id in app.db.pushes_waiting_on(&cache.name, paths).await? {
-            let Ok(Some(session)) = app.sessions.get(app, &id).await else { continue };
-            // what others sent is no evidence for their neighbours' claims
-            if session.identity == identity {
+        // what others sent is no evidence for their neighbours' claims
+        for id in app.db.own_pushes_waiting_on(&cache.name, identity, paths).await? {
+            // one that isn't in memory is read with all that is here by then
+            if let Some(session) = app.sessions.peek(&id) {
                 session.evidence_came();
-                cache.report(&id);
             }
+            cache.report(&id);
         }
     }
     Ok(())

@@ -387,7 +387,8 @@ impl Sessions {
         app.memory.wait(bytes, patience.max(Duration::from_millis(100))).await.ok_or(SessionError::NoMemory)
     }
 
-    fn peek(&self, id: &str) -> Option<Arc<Session>> {
+    /// The session of a push, if it is in memory.
+    pub fn peek(&self, id: &str) -> Option<Arc<Session>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner).get(id).and_then(Weak::upgrade)
     }
 

@@ -114,14 +114,15 @@ seam! {
     write fn use_derivations(&self, identity: i64, paths: &[StorePath], now: u64) -> ();
     write fn add_facts(&self, rows: &[DerivationRow]) -> ();
 
-    write fn add_token(&self, token: &TokenRow) -> ();
+    write fn add_token(&self, token: &TokenRow) -> bool;
     read fn token(&self, hash: &Sha256) -> Option<TokenHolder>;
     write fn revoke_tokens(&self, identity: i64, now: u64) -> u64;
     write fn add_stock_nar(&self, row: &StockNarRow) -> ();
     read fn stock_nar(&self, identity: i64, cache: &str, file: &str) -> Option<QuarantineRow>;
     write fn release_stock_nar(&self, identity: i64, cache: &str, file: &str, until: u64) -> ();
     read fn own_claims(&self, cache: &str, identity: i64, hash_part: &str) -> Vec<ClaimRow>;
-    write fn add_realisation(&self, cache: &str, push: &str, row: &RealisationRow) -> ();
+    read fn own_pushes_waiting_on(&self, cache: &str, identity: i64, paths: &[StorePath]) -> Vec<String>;
+    write fn add_realisation(&self, cache: &str, push: &str, row: &RealisationRow) -> bool;
     read fn own_realisations(&self, cache: &str, identity: i64, id: &str) -> Vec<RealisationRow>;
     read fn has_derivation(&self, cache: &str, identity: i64, derivation: &StorePath) -> bool;
     read fn derivations_at_hand(&self, cache: &str, identity: i64, paths: &[StorePath]) -> HashSet<StorePath>;

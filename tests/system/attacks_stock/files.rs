@@ -233,6 +233,7 @@ async fn a_log_with_scripts_and_escapes_is_text() {
     assert_eq!(answer.text().await.unwrap(), hostile);
     // the first one stays
     forge.put(&alice, &name, "another").await.unwrap();
+    pushgate_gateway::push::recover::tidy(&forge.app).await;
     assert_eq!(forge.public(&name).await.unwrap(), hostile.as_bytes());
 }
 
@@ -249,6 +250,52 @@ async fn a_log_by_a_false_deriver_stays_private() {
     forge.put(&alice, &name, "lies").await.unwrap();
     pushgate_gateway::push::recover::tidy(&forge.app).await;
     assert_eq!(forge.public(&name).await, None);
+}
+
+/// Nor is a claim of what another has published: who comes later has nothing to say of how it was built.
+#[tokio::test]
+async fn a_log_of_what_another_published_stays_private() {
+    let forge = Forge::start().await;
+    let (alice, mallory) = (forge.stock_user("alice").await, forge.stock_user("mallory").await);
+    let package = Package::new("tool").build();
+    for (path, text) in &package.closure {
+        forge.copy(&alice, &Item::derivation(path, text), Packing::Xz).await.unwrap();
+    }
+    forge.copy(&alice, package.out(), Packing::Xz).await.unwrap();
+    forge.settle(&package.out().path).await;
+    let said = forge.copy(&mallory, package.out(), Packing::Xz).await.unwrap();
+    assert!(said.contains("published"), "{said}");
+    let name = format!("log/{}", package.drv.base_name());
+    forge.put(&mallory, &name, "lies").await.unwrap();
+    pushgate_gateway::push::recover::tidy(&forge.app).await;
+    assert_eq!(forge.public(&name).await, None);
+    // hers is published, also when it comes second
+    forge.put(&alice, &name, "built\n").await.unwrap();
+    pushgate_gateway::push::recover::tidy(&forge.app).await;
+    assert_eq!(forge.public(&name).await.unwrap(), b"built\n");
+}
+
+/// Realisations are taken of derivations that the submitter has to do with, and not without end.
+#[tokio::test]
+async fn realisations_are_bounded() {
+    let forge = Forge::start().await;
+    let alice = forge.stock_user("alice").await;
+    let item = source();
+    forge.copy(&alice, &item, Packing::Xz).await.unwrap();
+    let text = format!(r#"{{"outPath":"{}","signatures":{{}}}}"#, item.path.base_name());
+    let strange = Package::new("strange").build();
+    let name = format!("build-trace-v2/{}/out.doi", strange.drv.base_name());
+    assert_refused(forge.put(&alice, &name, text).await, 403, "forbidden");
+    for n in 0..=64u64 {
+        let id = format!("sha256:{n:064x}!out");
+        let text = format!(r#"{{"id":"{id}","outPath":"{}","signatures":[]}}"#, item.path.base_name());
+        let answer = forge.put(&alice, &format!("realisations/{id}.doi"), text).await;
+        if n < 64 {
+            answer.unwrap();
+        } else {
+            assert_refused(answer, 507, "quota-exceeded");
+        }
+    }
 }
 
 #[tokio::test]

@@ -88,6 +88,7 @@ async fn a_size_that_is_not_the_nars() {
     let mut bad = source();
     bad.nar_size += 8;
     assert_refused(forge.copy(&alice, &bad, Packing::Xz).await, 422, "nar-size-mismatch");
+    let_go(&forge).await;
     forge.assert_unchanged(&before).await;
 }
 
@@ -130,8 +131,11 @@ async fn a_revoked_key_and_a_frozen_token() {
     let alice = forge.stock_user("alice").await;
     let item = source();
     forge.put_nar(&alice, &item, Packing::Xz).await.unwrap();
-    forge.revoke(&alice.submitter.key).await;
     let before = forge.snapshot().await;
+    forge.revoke(&alice.submitter.key).await;
+    // whoever had the key may have made the token
+    assert_refused(forge.put_nar(&alice, &item, Packing::Xz).await, 401, "token-revoked");
+    let alice = StockUser { token: forge.token("alice").await, ..alice };
     let refused = forge.put_narinfo(&alice, &alice.narinfo(&item, Packing::Xz)).await;
     assert_refused(refused, 403, "key-revoked");
     let now = forge.clock.now();
@@ -155,6 +159,16 @@ async fn tokens_run_out_and_are_of_one_cache() {
     forge.put(&alice, "debuginfo/00.debug", "{}").await.unwrap();
     forge.clock.advance(10);
     assert_refused(forge.put(&alice, "debuginfo/00.debug", "{}").await, 401, "token-expired");
+    // not without end
+    let mut made = Vec::new();
+    let now = forge.clock.now();
+    while let Ok(token) = pushgate_gateway::tokens::make_for(db, "alice", "main", now, None).await {
+        made.push(token);
+        assert!(made.len() <= 100);
+    }
+    assert_eq!(made.len(), 98, "beside the first and that for the other cache");
+    alice.token = made[0].clone();
+    forge.put(&alice, "debuginfo/00.debug", "{}").await.unwrap();
     alice.token = "nonsense".into();
     assert_refused(forge.put(&alice, "debuginfo/00.debug", "{}").await, 401, "token-invalid");
 }
@@ -189,12 +203,14 @@ async fn references_that_are_not_in_the_bytes() {
         forge.copy(&alice, &Item::derivation(path, text), Packing::Xz).await.unwrap();
     }
     forge.copy(&alice, library.out(), Packing::Xz).await.unwrap();
+    let_go(&forge).await;
     let before = forge.snapshot().await;
     let mut bad = tool.out().clone();
     bad.references.insert(library.out().path.clone());
     let refused = assert_refused(forge.copy(&alice, &bad, Packing::Xz).await, 422, "reference-absent");
     assert_eq!(refused.path, Some(bad.path.absolute()));
     assert!(refused.message.contains(&library.out().path.absolute()), "{}", refused.message);
+    let_go(&forge).await;
     forge.assert_unchanged(&before).await;
     forge.copy(&alice, tool.out(), Packing::Xz).await.unwrap();
 }
@@ -211,6 +227,7 @@ async fn derivations_that_are_none() {
     let mut moved = Item::derivation(&package.drv, &package.text);
     moved.path = StorePath::from_digest(&[9; 20], "tool.drv").unwrap();
     assert_refused(forge.copy(&alice, &moved, Packing::Xz).await, 422, "content-address-mismatch");
+    let_go(&forge).await;
     forge.assert_unchanged(&before).await;
     assert!(forge.app.db.derivations_sent(1, &[moved.path]).await.unwrap().is_empty());
 }

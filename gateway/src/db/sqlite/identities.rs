@@ -181,11 +181,21 @@ impl Sqlite {
     }
 
     pub(super) async fn set_revoked(&self, name: &KeyName, now: u64) -> Result<bool> {
+        let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
         let done = sqlx::query("UPDATE keys SET revoked = coalesce(revoked, ?) WHERE name = ?")
             .bind(sql(now))
             .bind(name.as_str())
-            .execute(&self.write)
+            .execute(&mut *tx)
             .await?;
+        sqlx::query(
+            "UPDATE tokens SET revoked = coalesce(revoked, ?) \
+             WHERE identity IN (SELECT identity FROM keys WHERE name = ?)",
+        )
+        .bind(sql(now))
+        .bind(name.as_str())
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
         Ok(done.rows_affected() == 1)
     }
 }

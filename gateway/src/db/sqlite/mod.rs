@@ -258,7 +258,7 @@ impl Db for Sqlite {
         self.set_facts(rows).await
     }
 
-    async fn add_token(&self, token: &TokenRow) -> Result<()> {
+    async fn add_token(&self, token: &TokenRow) -> Result<bool> {
         self.insert_token(token).await
     }
     async fn token(&self, hash: &Sha256) -> Result<Option<TokenHolder>> {
@@ -279,7 +279,15 @@ impl Db for Sqlite {
     async fn own_claims(&self, cache: &str, identity: i64, hash_part: &str) -> Result<Vec<ClaimRow>> {
         self.list_own_claims(cache, identity, hash_part).await
     }
-    async fn add_realisation(&self, cache: &str, push: &str, row: &RealisationRow) -> Result<()> {
+    async fn own_pushes_waiting_on(
+        &self,
+        cache: &str,
+        identity: i64,
+        paths: &[StorePath],
+    ) -> Result<Vec<String>> {
+        self.list_own_pushes_waiting_on(cache, identity, paths).await
+    }
+    async fn add_realisation(&self, cache: &str, push: &str, row: &RealisationRow) -> Result<bool> {
         self.insert_realisation(cache, push, row).await
     }
     async fn own_realisations(&self, cache: &str, identity: i64, id: &str) -> Result<Vec<RealisationRow>> {

@@ -5,16 +5,24 @@ use serde_json::json;
 use super::*;
 
 impl Sqlite {
-    pub(super) async fn insert_token(&self, token: &TokenRow) -> Result<()> {
-        sqlx::query("INSERT INTO tokens (hash, identity, cache, created, expires) VALUES (?, ?, ?, ?, ?)")
-            .bind(token.hash.base32())
+    pub(super) async fn insert_token(&self, token: &TokenRow) -> Result<bool> {
+        sqlx::query("DELETE FROM tokens WHERE identity = ? AND expires <= ?")
             .bind(token.identity)
-            .bind(&token.cache)
             .bind(sql(token.created))
-            .bind(token.expires.map(sql))
             .execute(&self.write)
             .await?;
-        Ok(())
+        let done = sqlx::query(
+            "INSERT INTO tokens (hash, identity, cache, created, expires) SELECT ?1, ?2, ?3, ?4, ?5 \
+             WHERE (SELECT count(*) FROM tokens WHERE identity = ?2 AND revoked IS NULL) < 100",
+        )
+        .bind(token.hash.base32())
+        .bind(token.identity)
+        .bind(&token.cache)
+        .bind(sql(token.created))
+        .bind(token.expires.map(sql))
+        .execute(&self.write)
+        .await?;
+        Ok(done.rows_affected() == 1)
     }
 
     pub(super) async fn find_token(&self, hash: &Sha256) -> Result<Option<TokenHolder>> {
@@ -120,14 +128,35 @@ impl Sqlite {
         rows.iter().map(pushes::claim_row).collect()
     }
 
+    pub(super) async fn list_own_pushes_waiting_on(
+        &self,
+        cache: &str,
+        identity: i64,
+        paths: &[StorePath],
+    ) -> Result<Vec<String>> {
+        Ok(sqlx::query_scalar(
+            "SELECT DISTINCT w.push FROM json_each(?3) AS asked \
+             CROSS JOIN claim_waits w ON w.cache = ?1 AND w.path = asked.value \
+             JOIN pushes p ON p.id = w.push WHERE p.identity = ?2",
+        )
+        .bind(cache)
+        .bind(identity)
+        .bind(paths_json(paths))
+        .fetch_all(&self.read)
+        .await?)
+    }
+
     pub(super) async fn insert_realisation(
         &self,
         cache: &str,
         push: &str,
         row: &RealisationRow,
-    ) -> Result<()> {
+    ) -> Result<bool> {
+        // they are read with their push
         sqlx::query(
-            "INSERT OR IGNORE INTO realisations (cache, id, path, push, state, code) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO realisations (cache, id, path, push, state, code) \
+             SELECT ?1, ?2, ?3, ?4, ?5, ?6 WHERE (SELECT count(*) FROM realisations WHERE push = ?4) < 64 \
+             AND EXISTS (SELECT 1 FROM pushes WHERE id = ?4 AND forgotten = 0)",
         )
         .bind(cache)
         .bind(&row.id)
@@ -137,7 +166,16 @@ impl Sqlite {
         .bind(&row.code)
         .execute(&self.write)
         .await?;
-        Ok(())
+        let there: Option<i64> = sqlx::query_scalar(
+            "SELECT 1 FROM realisations WHERE cache = ? AND id = ? AND path = ? AND push = ?",
+        )
+        .bind(cache)
+        .bind(&row.id)
+        .bind(row.path.base_name())
+        .bind(push)
+        .fetch_optional(&self.write)
+        .await?;
+        Ok(there.is_some())
     }
 
     pub(super) async fn list_own_realisations(
@@ -198,38 +236,41 @@ impl Sqlite {
     }
 
     pub(super) async fn sum_build_logs(&self, identity: i64) -> Result<u64> {
-        let sum: i64 =
-            sqlx::query_scalar("SELECT coalesce(sum(length(text)), 0) FROM build_logs WHERE identity = ?")
-                .bind(identity)
-                .fetch_one(&self.read)
-                .await?;
+        let sum: i64 = sqlx::query_scalar("SELECT coalesce(sum(size), 0) FROM build_logs WHERE identity = ?")
+            .bind(identity)
+            .fetch_one(&self.read)
+            .await?;
         Ok(time(sum))
     }
 
     pub(super) async fn insert_build_log(&self, row: &BuildLogRow, expires: u64) -> Result<()> {
         let text = zstd::bulk::compress(&row.text, 3).map_err(sqlx::Error::Io)?;
         sqlx::query(
-            "INSERT INTO build_logs (cache, derivation, identity, text, expires) VALUES (?, ?, ?, ?, ?) \
-             ON CONFLICT (cache, derivation, identity) DO UPDATE SET text = excluded.text, expires = excluded.expires",
+            "INSERT INTO build_logs (cache, derivation, identity, text, size, expires) VALUES (?, ?, ?, ?, ?, ?) \
+             ON CONFLICT (cache, derivation, identity) \
+             DO UPDATE SET text = excluded.text, size = excluded.size, expires = excluded.expires",
         )
         .bind(&row.cache)
         .bind(row.derivation.base_name())
         .bind(row.identity)
         .bind(text)
+        .bind(sql(row.text.len() as u64))
         .bind(sql(expires))
         .execute(&self.write)
         .await?;
         Ok(())
     }
 
-    /// Those of which an output is published whose sender claimed it, and whose narinfo — the gateway's own words — names
-    /// the derivation. A claim's own word for its deriver would let anybody put a log beside another's package.
+    /// Those of which an output was published by their sender, and whose narinfo — the gateway's own words — names the
+    /// derivation and his signature. Claiming the same afterwards, or one's own word for a deriver, would let anybody put a
+    /// log beside another's package.
     pub(super) async fn list_ready_build_logs(&self, most: u32) -> Result<Vec<BuildLogRow>> {
         let rows = sqlx::query(
             "SELECT l.cache, l.derivation, l.identity, l.text FROM build_logs l WHERE EXISTS ( \
              SELECT 1 FROM claims c JOIN published p ON p.cache = c.cache AND p.hash_part = substr(c.path, 1, 32) \
              WHERE c.cache = l.cache AND c.deriver = l.derivation AND c.identity = l.identity \
-             AND c.state = 'published' AND p.visible \
+             AND c.state = 'published' AND p.visible AND EXISTS (SELECT 1 FROM keys k WHERE k.identity = l.identity \
+             AND instr(p.narinfo, char(10) || 'Sig: ' || k.name || ':') > 0) \
              AND instr(p.narinfo, char(10) || 'Deriver: ' || l.derivation || char(10)) > 0) LIMIT ?",
         )
         .bind(most)

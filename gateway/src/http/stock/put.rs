@@ -11,7 +11,6 @@ use axum::{
         header::{CONTENT_ENCODING, CONTENT_LENGTH},
     },
 };
-use futures_util::StreamExt;
 use pushgate_formats::{
     Sha256,
     api::{PathState, PathStatus},
@@ -58,7 +57,7 @@ pub async fn put(
     match file {
         File::Info => Err(ApiError::forbidden("nix-cache-info is the gateway's own")),
         File::NarInfo(part) => {
-            let text = small(&app, request, MAX_NARINFO, "narinfo-malformed").await?;
+            let text = small(&app, &pusher, request, MAX_NARINFO, "narinfo-malformed").await?;
             Ok(words(&stock::take_narinfo(&app, &pusher, &part, text).await?))
         }
         File::Nar(hash, compression) => nar(app, pusher, (hash, compression), request).await,
@@ -75,21 +74,22 @@ pub async fn put(
                     "the path `{part}` is published, and its listing with it"
                 )));
             }
-            dropped(request).await
+            dropped(&app, &pusher, request).await
         }
-        File::DebugInfo => dropped(request).await,
+        File::DebugInfo => dropped(&app, &pusher, request).await,
         File::Log(derivation) => {
-            let text = small(&app, request, MAX_BUILD_LOG, "log-too-large").await?;
+            beside::may_have_log(&app, &pusher, &derivation).await?;
+            let text = small(&app, &pusher, request, MAX_BUILD_LOG, "log-too-large").await?;
             beside::take_log(&app, &pusher, derivation, text).await?;
             Ok("taken\n".to_owned())
         }
         File::Realisation(id) => {
-            let text = small(&app, request, MAX_REALISATION, "realisation-malformed").await?;
+            let text = small(&app, &pusher, request, MAX_REALISATION, "realisation-malformed").await?;
             beside::take_realisation(&app, &pusher, &id, &text).await?;
             Ok("held\n".to_owned())
         }
         File::Trace(derivation, output) => {
-            let text = small(&app, request, MAX_REALISATION, "realisation-malformed").await?;
+            let text = small(&app, &pusher, request, MAX_REALISATION, "realisation-malformed").await?;
             beside::take_trace(&app, &pusher, &derivation, &output, &text).await?;
             Ok("held\n".to_owned())
         }
@@ -108,7 +108,15 @@ fn words(status: &PathStatus) -> String {
 }
 
 /// Reads a small file, whole and decoded.
-async fn small(app: &App, request: Request, most: usize, code: &'static str) -> Result<Vec<u8>, ApiError> {
+async fn small(
+    app: &App,
+    pusher: &Pusher,
+    request: Request,
+    most: usize,
+    code: &'static str,
+) -> Result<Vec<u8>, ApiError> {
+    // until it is read: not while it is judged
+    let _place = app.small_place(pusher.identity, pusher.owner.as_deref())?;
     let encoding = request.headers().get(CONTENT_ENCODING);
     let encoding = encoding.map(|value| clean(&String::from_utf8_lossy(value.as_bytes())));
     let too_large = |size: &dyn std::fmt::Display| {
@@ -125,15 +133,16 @@ async fn small(app: &App, request: Request, most: usize, code: &'static str) -> 
     };
     let _held = app.memory.take(expected).ok_or_else(ApiError::no_memory)?;
     let mut body = request.into_body().into_data_stream();
+    let mut rate = Rate::new(app);
     let read = async {
         let mut raw = Vec::new();
-        while let Some(piece) = body.next().await {
-            let piece = piece
-                .map_err(|e| ApiError::bad_request("upload-cut-off", format!("the body broke off: {e}")))?;
-            if raw.len() + piece.len() > most {
-                return Err(too_large(&format_args!("more than {most}")));
+        while let Some(pieces) = next_pieces(&mut body, &mut rate).await? {
+            for piece in pieces {
+                if raw.len() + piece.len() > most {
+                    return Err(too_large(&format_args!("more than {most}")));
+                }
+                raw.extend_from_slice(&piece);
             }
-            raw.extend_from_slice(&piece);
         }
         Ok(raw)
     };
@@ -165,14 +174,14 @@ fn content_length(request: &Request) -> Option<u64> {
 }
 
 /// Reads what isn't kept, so that the connection can go on.
-async fn dropped(request: Request) -> Result<String, ApiError> {
+async fn dropped(app: &App, pusher: &Pusher, request: Request) -> Result<String, ApiError> {
+    let _place = app.small_place(pusher.identity, pusher.owner.as_deref())?;
     let mut body = request.into_body().into_data_stream();
+    let mut rate = Rate::new(app);
     let read = async {
         let mut read = 0;
-        while let Some(piece) = body.next().await {
-            let piece = piece
-                .map_err(|e| ApiError::bad_request("upload-cut-off", format!("the body broke off: {e}")))?;
-            read += piece.len() as u64;
+        while let Some(pieces) = next_pieces(&mut body, &mut rate).await? {
+            read += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
             if read > MAX_DROPPED {
                 let message = format!("the body has more than {MAX_DROPPED} bytes");
                 return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", message));

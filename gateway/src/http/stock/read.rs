@@ -9,14 +9,12 @@ use axum::{
     http::{HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
 use super::File;
 use crate::{
     app::App,
-    blobs::Blobs,
     error::ApiError,
+    limits::Place,
     push::{
         quarantine::Quarantined,
         stock::{Pusher, answers, beside, narinfo::file_name},
@@ -50,7 +48,8 @@ pub async fn read(
         File::Nar(hash, compression) => {
             let nar =
                 answers::nar(&app, &pusher, &file_name(&hash, compression)).await?.ok_or_else(absent)?;
-            return Ok(stream(&app, nar, head));
+            let place = app.small_place(pusher.identity, pusher.owner.as_deref())?;
+            return Ok(stream(&app, nar, head, place));
         }
         // made by the gateway when it publishes, and read at the public prefix
         File::Listing(_) | File::DebugInfo | File::Log(_) | File::OtherNar(_) => return Err(absent()),
@@ -69,22 +68,15 @@ fn private(mut response: Response) -> Response {
     response
 }
 
-/// A submitter's own NAR file, out of quarantine.
-fn stream(app: &Arc<App>, nar: Quarantined, head: bool) -> Response {
+/// A submitter's own NAR file, out of quarantine. No thread waits for its reader: each piece is read when it is asked for.
+fn stream(app: &Arc<App>, nar: Quarantined, head: bool, place: Place) -> Response {
     let length = HeaderValue::from(nar.range.length);
     let body = if head {
         Body::empty()
     } else {
-        let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(2);
-        let blobs = app.blobs.clone();
-        tokio::task::spawn_blocking(move || {
-            let copied = copy(blobs.as_ref(), &nar, &sender);
-            if let Err(e) = copied {
-                // the reader sees a body that is too short
-                let _ = sender.blocking_send(Err(e));
-            }
-        });
-        Body::from_stream(ReceiverStream::new(receiver))
+        let (blobs, range) = (app.blobs.clone(), nar.range);
+        let begin = move || blobs.read_pack(&range);
+        Body::from_stream(futures_util::stream::try_unfold((None, Some(begin), place), next_piece))
     };
     let mut response =
         (StatusCode::OK, [(header::CONTENT_TYPE, "application/x-nix-nar")], body).into_response();
@@ -92,19 +84,24 @@ fn stream(app: &Arc<App>, nar: Quarantined, head: bool) -> Response {
     private(response)
 }
 
-fn copy(
-    blobs: &dyn Blobs,
-    nar: &Quarantined,
-    sender: &mpsc::Sender<std::io::Result<Bytes>>,
-) -> std::io::Result<()> {
-    let mut source = blobs.read_pack(&nar.range)?;
-    loop {
+type Source = Box<dyn Read + Send>;
+
+/// The next piece, with what goes on from there.
+async fn next_piece<B: FnOnce() -> std::io::Result<Source> + Send + 'static>(
+    (source, begin, place): (Option<Source>, Option<B>, Place),
+) -> std::io::Result<Option<(Bytes, (Option<Source>, Option<B>, Place))>> {
+    let read = tokio::task::spawn_blocking(move || {
+        let mut source = match (source, begin) {
+            (Some(source), _) => source,
+            (None, Some(begin)) => begin()?,
+            // one of the two is always there
+            (None, None) => return Ok(None),
+        };
         let mut piece = vec![0; PIECE];
         let n = source.read(&mut piece)?;
         piece.truncate(n);
-        // nobody reads any more
-        if n == 0 || sender.blocking_send(Ok(piece.into())).is_err() {
-            return Ok(());
-        }
-    }
+        Ok((n > 0).then(|| (Bytes::from(piece), source)))
+    });
+    let read = read.await.unwrap_or_else(|e| Err(std::io::Error::other(e)))?;
+    Ok(read.map(|(piece, source)| (piece, (Some(source), None, place))))
 }

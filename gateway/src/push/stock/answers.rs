@@ -39,7 +39,7 @@ pub async fn narinfo(
     if policy.closure != Closure::Upstreams {
         return Ok(None);
     }
-    match app.upstreams.narinfo(db, &policy.upstreams, hash_part).await? {
+    match app.upstreams.narinfo(&policy.upstreams, hash_part).await {
         Found::NarInfo(info) => Ok(Some(info.print())),
         Found::Absent => Ok(None),
         Found::Unknown(_) if head => Ok(None),

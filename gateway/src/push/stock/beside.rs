@@ -17,10 +17,10 @@ use crate::{
 
 /// Largest realisation read, in bytes.
 pub const MAX_REALISATION: usize = 64 << 10;
-/// Bytes of a submitter's build logs, as they are stored, with which no further one is taken.
+/// Bytes of a submitter's waiting build logs with which no further one is taken.
 const MAX_LOGS: u64 = 64 << 20;
-/// Build logs published at once.
-const LOGS: u32 = 32;
+/// Build logs in memory at once while they are published.
+const LOGS: u32 = 1;
 
 /// `realisations/ID.doi`, as Nix writes it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -56,6 +56,12 @@ pub async fn take_trace(
     output: &str,
     text: &[u8],
 ) -> Result<(), ApiError> {
+    if !app.db.has_derivation(&pusher.cache.name, pusher.identity, derivation).await? {
+        return Err(ApiError::forbidden(format!(
+            "you pushed neither `{derivation}` nor an output of it to `{}`",
+            pusher.cache.name
+        )));
+    }
     let sent: serde_json::Value = serde_json::from_slice(text).map_err(malformed)?;
     let path =
         sent.get("outPath").and_then(|p| p.as_str()).ok_or_else(|| malformed("it has no `outPath`"))?;
@@ -79,7 +85,11 @@ async fn add(app: &App, pusher: &Pusher, id: &str, path: &str) -> Result<(), Api
             pusher.cache.name
         ))
     })?;
-    app.db.add_realisation(&pusher.cache.name, &own.push, &unproven_realisation(id, &path)).await?;
+    let row = unproven_realisation(id, &path);
+    if !app.db.add_realisation(&pusher.cache.name, &own.push, &row).await? {
+        let message = format!("no more realisations of `{path}` are taken");
+        return Err(ApiError::new(http::StatusCode::INSUFFICIENT_STORAGE, "quota-exceeded", message));
+    }
     metrics::counter!("pushgate_realisations_taken_total").increment(1);
     Ok(())
 }
@@ -106,19 +116,26 @@ pub fn trace_text(row: &RealisationRow) -> String {
     serde_json::json!({ "outPath": row.path.base_name(), "signatures": [] }).to_string()
 }
 
-/// Takes the log of a build, of a derivation that this submitter sent or claims an output of.
+/// Whether a log of this derivation is taken from a submitter: he sent it or claims an output of it. Asked before the log
+/// is read.
+pub async fn may_have_log(app: &Arc<App>, pusher: &Pusher, derivation: &StorePath) -> Result<(), ApiError> {
+    app.disk_has_room().await?;
+    if app.db.has_derivation(&pusher.cache.name, pusher.identity, derivation).await? {
+        return Ok(());
+    }
+    Err(ApiError::forbidden(format!(
+        "the log is of `{derivation}`, and you pushed neither that derivation nor an output of it to `{}`",
+        pusher.cache.name
+    )))
+}
+
+/// Takes the log of a build that [`may_have_log`] allows.
 pub async fn take_log(
     app: &Arc<App>,
     pusher: &Pusher,
     derivation: StorePath,
     text: Vec<u8>,
 ) -> Result<(), ApiError> {
-    if !app.db.has_derivation(&pusher.cache.name, pusher.identity, &derivation).await? {
-        return Err(ApiError::forbidden(format!(
-            "the log is of `{derivation}`, and you pushed neither that derivation nor an output of it to `{}`",
-            pusher.cache.name
-        )));
-    }
     let policy = pusher.cache.policy();
     let waiting = app.db.build_log_bytes(pusher.identity).await?;
     if waiting > MAX_LOGS {
@@ -129,12 +146,16 @@ pub async fn take_log(
     }
     let row = BuildLogRow { cache: pusher.cache.name.clone(), derivation, identity: pusher.identity, text };
     app.db.add_build_log(&row, app.clock.now() + policy.limits.quarantine_ttl).await?;
-    publish_logs(app).await
+    // with the next round of whoever tidies up
+    app.sweep.notify_one();
+    Ok(())
 }
 
 /// Publishes the logs whose paths are published by now. The first one stays: a log isn't rewritten. A crash between file
 /// and row leaves both, and the next time drops the row.
 pub async fn publish_logs(app: &Arc<App>) -> Result<(), ApiError> {
+    // one at a time, whoever asks
+    let _one = app.publishing_logs.lock().await;
     loop {
         let rows = app.db.ready_build_logs(LOGS).await?;
         if rows.is_empty() {

@@ -9,6 +9,7 @@ use super::Pusher;
 use crate::{
     app::App,
     error::ApiError,
+    limits::Counted,
     push::{
         derivations_came,
         intake::Plan,
@@ -43,6 +44,17 @@ pub async fn take(
     let inputs: Vec<StorePath> = inputs.into_iter().collect();
     let sent = db.derivations_at_hand(&pusher.cache.name, identity, &inputs).await?;
     let sent: Vec<StorePath> = sent.into_iter().collect();
-    app.derivations.take(db, identity, &sent, vec![(path.clone(), text)], app.clock.now()).await?;
-    derivations_came(app, identity, std::slice::from_ref(path)).await
+    let own = std::slice::from_ref(path);
+    let known = db.derivations_sent(identity, own).await?.contains(path);
+    let (_, budget) = app.submitter(identity, pusher.cache.policy().limits.quarantine_size).await?;
+    let (mut counted, bytes) = (Counted::new(budget), text.len() as u64);
+    if !counted.take(bytes) {
+        return Err(ApiError::full(&counted.budget().refusal(bytes)));
+    }
+    let now = app.clock.now();
+    let taken = app.derivations.take(db, identity, &sent, vec![(path.clone(), text)], now).await?;
+    app.stored(identity, taken.stored).await;
+    drop(counted);
+    // sent again it is no news, however many claims wait for it
+    if known { Ok(()) } else { derivations_came(app, identity, own).await }
 }

@@ -19,7 +19,7 @@ use pushgate_formats::{
     api::{PathState, PathStatus},
 };
 
-use super::{Begun, NewPush, begin, first_states, signature};
+use super::{Begun, NewPush, begin, first_states, session::ClaimState, signature};
 use crate::{
     app::App,
     caches::Cache,
@@ -68,7 +68,7 @@ pub async fn take_narinfo(
     let row = db.stock_nar(pusher.identity, &cache.name, &sent.file).await?;
     let row = row.ok_or_else(|| sent.foreign())?;
     if row.nar_hash != signed.nar_hash() {
-        db.release_stock_nar(pusher.identity, &cache.name, &sent.file, app.clock.now()).await?;
+        db.release_stock_nar(pusher.identity, &cache.name, &sent.file, app.clock.now() + NAMED).await?;
         let error = super::intake::IntakeError::Hash { found: row.nar_hash, claimed: signed.nar_hash() };
         return Err(refusal(&path, error.code(), format!("the NAR file `{}`: {error}", sent.file)));
     }
@@ -114,6 +114,14 @@ pub async fn take_narinfo(
     };
     tracing::debug!(push = session.id, cache = cache.name, submitter = pusher.name, %path, "narinfo taken");
     db.release_stock_nar(pusher.identity, &cache.name, &sent.file, now + NAMED).await?;
+    // swept in the moment between: nothing will bring the bytes for this claim, and Nix tries again
+    if session.progress().claims.iter().any(|c| c.state == PathState::Wanted) {
+        let gone =
+            ClaimState::with(PathState::Rejected, "quarantine-damaged", "its bytes are gone".into(), vec![]);
+        super::end(app, &session, vec![session.update(0, &gone, vec![])]).await?;
+        session.progress().claims[0] = gone;
+        return answer(plain(path, PathState::Wanted));
+    }
     // sizes are compared when the bytes meet the claim
     let refused = {
         let progress = session.progress();
@@ -125,13 +133,7 @@ pub async fn take_narinfo(
     let settled = async { while !session.is_settled(false) && changed.changed().await.is_ok() {} };
     // over or not, the answer is the state as it is
     let _ = tokio::time::timeout(JUDGEMENT, settled).await;
-    let status = session.status().paths.pop().unwrap_or_else(|| plain(path, PathState::Checking));
-    if status.state == PathState::Rejected {
-        // its bytes are of no use to anybody
-        db.release_stock_nar(pusher.identity, &cache.name, &sent.file, app.clock.now()).await?;
-        app.sweep.notify_one();
-    }
-    answer(status)
+    answer(session.status().paths.pop().unwrap_or_else(|| plain(path, PathState::Checking)))
 }
 
 /// The state of an earlier claim of the same by the same submitter, if it is any use.
