@@ -1,6 +1,6 @@
 //! Copies with all that the store's URL can ask for, repeated and broken off.
 
-use pushgate_tests::process::{Gateway, Nix, NixVersion};
+use pushgate_tests::process::{Gateway, Nix, NixVersion, wait_for};
 use rstest::rstest;
 
 use super::*;
@@ -66,6 +66,33 @@ fn a_copy_may_be_repeated(#[case] version: NixVersion) {
     assert!(is_public(&gateway, &tool[0]));
 }
 
+/// As the README has it: the submitter's own token, in the line for a netrc file.
+#[test]
+fn a_submitter_makes_a_token_without_the_admin() {
+    let nix = Nix::builder();
+    let (tool, drv) = tree(&nix);
+    let gateway = Gateway::start();
+    let submitter = gateway.enrol("alice", &[]);
+    let made = submitter.run(&["token", "--netrc"]).ended_with(0);
+    assert!(made.out.starts_with("machine 127.0.0.1 login alice password "), "{}", made.out);
+    // what to do with it, with the key's own file
+    let key = made.err.split("secret-key=").nth(1).and_then(|rest| rest.split('\'').next()).unwrap();
+    assert!(std::path::Path::new(key).exists(), "{}", made.err);
+    let token = made.out.split_whitespace().last().unwrap().to_owned();
+    assert_ne!(submitter.run(&["token"]).line(), token, "each is another");
+    let alice = Pusher::with(&gateway, &nix, submitter, "alice", &token);
+    fs::write(&alice.netrc, made.out).unwrap();
+    alice.copy(&nix, "", &tool).ended_with(0);
+    alice.copy_derivation(&nix, &drv).ended_with(0);
+    wait_for("publication", || is_public(&gateway, &tool[0]).then_some(()));
+    // as one line in the list, whatever their number
+    let listed = alice.submitter.run(&["status"]).lines();
+    assert!(listed.len() == 1 && listed[0].ends_with("(by stock Nix)"), "{listed:#?}");
+    let id = listed[0].split_whitespace().next().unwrap().to_owned();
+    let shown = alice.submitter.run(&["status", &id, "--verbose"]).ended_with(0).out;
+    assert!(nix.closure(&tool).iter().all(|path| shown.contains(path.as_str())), "{shown}");
+}
+
 #[test]
 fn a_copy_that_broke_off_goes_on() {
     let nix = Nix::builder();
@@ -114,7 +141,7 @@ fn logs_are_read_back_by_nix_log(#[case] version: NixVersion) {
     let public = gateway.public("main").join(format!("log/{}", drv.rsplit('/').next().unwrap()));
     assert!(!public.exists(), "the tool isn't published yet");
     alice.copy_derivation(&nix, &drv).ended_with(0);
-    pushgate_tests::process::wait_for("the log", || public.exists().then_some(()));
+    wait_for("the log", || public.exists().then_some(()));
     assert_eq!(fs::read_to_string(&public).unwrap(), "built\n");
     let consumer = Nix::consumer_with(version, &[gateway.cache_url("main")], &[gateway.key("main")]);
     let log = consumer.run("nix", &["log", "--store", &gateway.cache_url("main"), &drv]);
