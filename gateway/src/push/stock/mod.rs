@@ -116,8 +116,8 @@ pub async fn take_narinfo(
     db.release_stock_nar(pusher.identity, &cache.name, &sent.file, now + NAMED).await?;
     // swept in the moment between: nothing will bring the bytes for this claim, and Nix tries again
     if session.progress().claims.iter().any(|c| c.state == PathState::Wanted) {
-        let gone =
-            ClaimState::with(PathState::Rejected, "quarantine-damaged", "its bytes are gone".into(), vec![]);
+        let message = format!("the bytes of `{path}` ran out before its narinfo came; copy it again");
+        let gone = ClaimState::with(PathState::Rejected, "quarantine-damaged", message, vec![]);
         super::end(app, &session, vec![session.update(0, &gone, vec![])]).await?;
         session.progress().claims[0] = gone;
         return answer(plain(path, PathState::Wanted));
@@ -130,7 +130,16 @@ pub async fn take_narinfo(
     };
     super::end(app, &session, refused).await?;
     let mut changed = session.watch();
-    let settled = async { while !session.is_settled(false) && changed.changed().await.is_ok() {} };
+    let mut stopping = app.stopping.subscribe();
+    let settled = async {
+        while !session.is_settled(false) {
+            tokio::select! {
+                changed = changed.changed() => if changed.is_err() { return },
+                // the judges stop as well: what is stored is judged at the next start
+                () = super::recover::stopped(&mut stopping) => return,
+            }
+        }
+    };
     // over or not, the answer is the state as it is
     let _ = tokio::time::timeout(JUDGEMENT, settled).await;
     answer(session.status().paths.pop().unwrap_or_else(|| plain(path, PathState::Checking)))
