@@ -2,6 +2,7 @@
 //! asks no clock, knows no database.
 
 mod decide;
+pub mod facts;
 mod file;
 pub mod units;
 
