@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 
 use pushgate_formats::{Sha256, StorePath, derivation::FixedLeaf};
+use serde::{Deserialize, Serialize};
 
 /// Something that may be known, known not to exist, or not known yet.
 ///
 /// The difference matters: a rule about a fact that isn't known yet holds the claim, so that withholding a fact never leads
 /// to a laxer rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Fact<T> {
     Known(T),
     /// There is none: a source has no derivation, so no system.
@@ -71,7 +73,8 @@ pub struct Claim<'a> {
 }
 
 /// How the path is bound to what made it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Provenance {
     /// A derivation, checked with its whole closure, yields exactly this path.
     Derivation,
@@ -84,7 +87,8 @@ pub enum Provenance {
 }
 
 /// What a named upstream says of the path, its signature checked against the pinned key.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct UpstreamFact {
     /// As in the policy.
     pub url: String,
@@ -92,7 +96,8 @@ pub struct UpstreamFact {
 }
 
 /// See [`UpstreamFact`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum UpstreamSays {
     Same,
     /// It has the path with another NAR hash.
@@ -103,7 +108,8 @@ pub enum UpstreamSays {
 }
 
 /// How a rebuild came out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     Match,
     Mismatch,
@@ -113,7 +119,8 @@ pub enum Outcome {
 }
 
 /// A rebuild by a verifier, its attestation checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Rebuild {
     pub verifier: String,
     pub owner: Option<String>,
@@ -123,14 +130,16 @@ pub struct Rebuild {
 }
 
 /// Who claims the same NAR hash for the same path and has sent the bytes, the claim's own submitter included.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Voucher {
     pub submitter: String,
     pub owner: Option<String>,
 }
 
 /// A signed yes of a person.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Approval {
     pub by: String,
     pub owner: Option<String>,
@@ -142,7 +151,8 @@ pub struct Approval {
 }
 
 /// An admin's word that a claim may go without what its derivation can't give.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Waiver {
     pub by: String,
     pub owner: Option<String>,
@@ -154,7 +164,8 @@ pub struct Waiver {
 }
 
 /// An admin's no.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Refusal {
     pub by: String,
     /// Seconds since 1970; counts until then.
@@ -163,7 +174,8 @@ pub struct Refusal {
 }
 
 /// An identity at a CI service that attests to the NAR hash, from a checked sigstore bundle.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct CiIdentity {
     pub issuer: String,
     /// The certificate's subject: a workflow's address or a mail address.

@@ -4,6 +4,7 @@
 mod decide;
 pub mod facts;
 mod file;
+pub mod record;
 pub mod units;
 
 pub use decide::{Claim, Decision, Evidence, Provenance, RULE_BUILT_IN, Wait, decide};
