@@ -189,7 +189,7 @@ impl App {
             blobs,
             gateway_id: row.id,
             secret: row.secret,
-            caches: Caches::new(places, started),
+            caches: Caches::new(places, clock.clone(), started),
             upstreams: Upstreams::new(clock.clone())?,
             sessions: Sessions::new(memory.all() / 4),
             derivations: Derivations::default(),
@@ -238,6 +238,7 @@ impl App {
             }
         });
         app.background.spawn(recover::tend(app.clone()));
+        app.background.spawn(recover::watch_policies(app.clone()));
         recover::judge_open(&app).await?;
         Ok(app)
     }

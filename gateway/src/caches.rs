@@ -4,15 +4,15 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
-    io::{self, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    io::{self, Read, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, RwLock},
 };
 
 use pushgate_formats::keys::{KeyError, KeyName, PublicKey, SecretKey};
-use pushgate_policies::{Policy, PolicyError, starting_policy};
-use tokio::sync::mpsc;
+use pushgate_policies::{MAX_POLICY, Policy, PolicyError, starting_policy};
+use tokio::sync::{Notify, mpsc};
 
 use crate::{
     clock::Clock,
@@ -49,6 +49,8 @@ pub struct Cache {
     pub name: String,
     pub key: SecretKey,
     policy: RwLock<PolicyState>,
+    /// Held claims are to be judged again by another policy.
+    changed: Notify,
     judge: mpsc::UnboundedSender<String>,
     /// What lies in the queue, so that nothing lies there twice; true where something new is to be judged.
     queued: Mutex<HashMap<String, bool>>,
@@ -93,10 +95,37 @@ impl Cache {
         queued.remove(push).unwrap_or(true)
     }
 
+    /// Resolves when another policy has come into force since it did so last.
+    pub async fn policy_changed(&self) {
+        self.changed.notified().await;
+    }
+
     /// The policy in force.
     pub fn policy(&self) -> Arc<Policy> {
         // assignments to the state are whole, whoever panicked
         self.policy.read().unwrap_or_else(std::sync::PoisonError::into_inner).policy.clone()
+    }
+
+    /// The policy file says what is in force.
+    fn accept_policy(&self) {
+        self.policy.write().unwrap_or_else(std::sync::PoisonError::into_inner).problem = None;
+    }
+
+    /// Another policy decides from now on, and what is held is judged again.
+    fn put_in_force(&self, policy: Policy) {
+        let mut state = self.policy.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *state = PolicyState { policy: Arc::new(policy), problem: None };
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// The file isn't in force; what is stays so.
+    fn refuse_policy(&self, problem: String) {
+        let mut state = self.policy.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if state.problem.as_ref() != Some(&problem) {
+            tracing::error!(cache = self.name, problem, "policy refused; the last good one stays");
+            state.problem = Some(problem);
+        }
     }
 
     /// Why the policy file as it is now is not in force, if so.
@@ -132,7 +161,10 @@ impl Places {
 /// All caches. Those added by another process appear when they are first asked for.
 pub struct Caches {
     places: Places,
+    clock: Clock,
     map: RwLock<BTreeMap<String, Arc<Cache>>>,
+    /// Held while policy files are read and put in force.
+    reloading: tokio::sync::Mutex<()>,
     /// Who judges: told of each new cache once.
     started: mpsc::UnboundedSender<(Arc<Cache>, mpsc::UnboundedReceiver<String>)>,
 }
@@ -194,18 +226,23 @@ fn read_key(path: &Path) -> Result<SecretKey, CacheError> {
     SecretKey::parse(&text).map_err(|source| CacheError::Key { path: path.to_owned(), source })
 }
 
-fn read_policy(places: &Places, cache: &str) -> Result<Policy, CacheError> {
+fn read_policy(places: &Places, cache: &str) -> Result<(Policy, String), CacheError> {
     let path = places.policy(cache);
-    let text = fs::read_to_string(&path).map_err(|source| CacheError::File { path: path.clone(), source })?;
-    Ok(Policy::parse(&text, &path.display().to_string(), cache)?)
+    let file = |source| CacheError::File { path: path.clone(), source };
+    // one byte more than is read of it shows that it is too large
+    let mut text = String::new();
+    let most = MAX_POLICY as u64 + 1;
+    fs::File::open(&path).map_err(file)?.take(most).read_to_string(&mut text).map_err(file)?;
+    Ok((Policy::parse(&text, &path.display().to_string(), cache)?, text))
 }
 
 impl Caches {
     pub fn new(
         places: Places,
+        clock: Clock,
         started: mpsc::UnboundedSender<(Arc<Cache>, mpsc::UnboundedReceiver<String>)>,
     ) -> Self {
-        Self { places, map: RwLock::default(), started }
+        Self { places, clock, map: RwLock::default(), started, reloading: Default::default() }
     }
 
     /// Loads caches that the database has and this process doesn't.
@@ -219,12 +256,15 @@ impl Caches {
             if key.public() != row.public_key {
                 return Err(CacheError::OtherKey { path, cache: row.name });
             }
-            let policy = Arc::new(read_policy(&self.places, &row.name)?);
+            let (policy, text) = read_policy(&self.places, &row.name)?;
+            db.add_policy(&row.name, &policy.digest, &text, self.clock.now()).await?;
+            let policy = Arc::new(policy);
             let (judge, queue) = mpsc::unbounded_channel();
             let cache = Arc::new(Cache {
                 name: row.name.clone(),
                 key,
                 policy: RwLock::new(PolicyState { policy, problem: None }),
+                changed: Notify::new(),
                 judge,
                 queued: Mutex::default(),
             });
@@ -260,34 +300,45 @@ impl Caches {
         self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// Takes up policy files that changed; a broken one changes nothing. True where a policy changed.
-    pub fn reload_policies(&self) -> bool {
+    /// Takes up policy files that changed, all of the directory or none: what is in force is always one state of it that
+    /// was good as a whole. A broken file changes nothing. Each new policy is kept in the database before it decides anything.
+    /// True where a policy changed.
+    pub async fn reload_policies(&self, db: &dyn Db) -> Result<bool, DbError> {
+        let _one_at_a_time = self.reloading.lock().await;
+        let all = self.all();
+        let places = self.places.clone();
+        let names: Vec<String> = all.iter().map(|cache| cache.name.clone()).collect();
+        let read = move || names.iter().map(|name| read_policy(&places, name)).collect::<Vec<_>>();
+        // a task that dies of a panic leaves everything as it was
+        let Ok(read) = tokio::task::spawn_blocking(read).await else { return Ok(false) };
+        let broken: Vec<&str> =
+            all.iter().zip(&read).filter(|(_, r)| r.is_err()).map(|(c, _)| c.name.as_str()).collect();
+        let good = broken.is_empty();
+        let elsewhere = format!("not in force because the policy of `{}` is broken", broken.join("`, `"));
         let mut changed = false;
-        for cache in self.all() {
-            let read = read_policy(&self.places, &cache.name);
-            let mut state = cache.policy.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (cache, read) in all.iter().zip(read) {
             match read {
-                Ok(policy) => {
-                    state.problem = None;
-                    if policy != *state.policy {
-                        tracing::info!(cache = cache.name, digest = %policy.digest, "policy in force");
-                        state.policy = Arc::new(policy);
-                        changed = true;
-                    }
-                }
-                Err(e) => {
-                    let problem = e.to_string();
-                    if state.problem.as_ref() != Some(&problem) {
-                        tracing::error!(
-                            cache = cache.name,
-                            problem,
-                            "policy refused; the last good one stays"
-                        );
-                        state.problem = Some(problem);
-                    }
+                Err(e) => cache.refuse_policy(e.to_string()),
+                Ok((policy, _)) if policy == *cache.policy() => cache.accept_policy(),
+                Ok(_) if !good => cache.refuse_policy(elsewhere.clone()),
+                Ok((policy, text)) => {
+                    db.add_policy(&cache.name, &policy.digest, &text, self.clock.now()).await?;
+                    tracing::info!(cache = cache.name, digest = %policy.digest, "policy in force");
+                    cache.put_in_force(policy);
+                    changed = true;
                 }
             }
         }
-        changed
+        Ok(changed)
+    }
+
+    /// What shows that policy files changed, without reading them: a replaced file is another inode, a rewritten one has
+    /// another time or length.
+    pub fn stamp(&self) -> Vec<Option<(u64, u64, i64, i64)>> {
+        let stat = |cache: &Arc<Cache>| {
+            let meta = fs::metadata(self.places.policy(&cache.name)).ok()?;
+            Some((meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
+        };
+        self.all().iter().map(stat).collect()
     }
 }

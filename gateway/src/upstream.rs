@@ -12,7 +12,7 @@ use pushgate_formats::{
     Sha256, StorePath,
     narinfo::{Dialect, MAX_NARINFO, UnverifiedNarInfo},
 };
-use pushgate_policies::Upstream;
+use pushgate_policies::{Upstream, facts::Fact};
 use tokio::time::Instant;
 
 use crate::{
@@ -48,6 +48,17 @@ pub struct Answers {
     pub found: HashMap<StorePath, Arc<UpstreamPath>>,
     /// One line for each upstream that couldn't be asked, or not for everything.
     pub notices: Vec<String>,
+}
+
+/// What one upstream says of a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Says {
+    /// As in the policy.
+    pub url: String,
+    /// Unknown where it can't be asked now: that is neither yes nor no.
+    pub nar_hash: Fact<Sha256>,
+    /// Seconds since 1970: when it is worth while to ask again.
+    pub again: Option<u64>,
 }
 
 enum Answer {
@@ -195,6 +206,56 @@ impl Upstreams {
             }
         }
         Ok(answers)
+    }
+
+    /// What each upstream says of each of these paths, in the policy's order: evidence for and against claims. Those that
+    /// can't be asked now say nothing, and are asked again later.
+    pub async fn says(
+        &self,
+        db: &dyn Db,
+        upstreams: &[Upstream],
+        paths: &[StorePath],
+    ) -> Result<HashMap<StorePath, Vec<Says>>, DbError> {
+        let mut all: HashMap<StorePath, Vec<Says>> = HashMap::new();
+        let deadline = Instant::now() + ALL;
+        for upstream in upstreams {
+            let now = self.clock.now();
+            let rows = db.upstream_paths(&upstream.url, &upstream.key, paths).await?;
+            let mut has: HashMap<StorePath, Sha256> =
+                rows.into_iter().map(|r| (r.path, r.nar_hash)).collect();
+            let open: Vec<StorePath> = paths
+                .iter()
+                .filter(|p| !has.contains_key(*p) && !self.is_absent(upstream, p.hash_part(), now))
+                .take(QUESTIONS)
+                .cloned()
+                .collect();
+            if !open.is_empty() && self.is_resting(upstream, now).is_none() {
+                let (found, end) = self.ask_one(upstream, &open, deadline).await;
+                if let End::Fault(why) = end {
+                    tracing::warn!(upstream = upstream.url, why, "upstream can't be asked");
+                    self.lock_resting().insert(upstream.url.clone(), (now + REST, why));
+                }
+                if !found.is_empty() {
+                    db.add_upstream_paths(&upstream.url, &upstream.key, &found, now).await?;
+                }
+                has.extend(found.into_iter().map(|row| (row.path, row.nar_hash)));
+            }
+            for path in paths {
+                let (nar_hash, again) = match has.get(path) {
+                    Some(hash) => (Fact::Known(*hash), None),
+                    None if self.is_absent(upstream, path.hash_part(), now) => {
+                        (Fact::Absent, Some(now + ABSENT + 1))
+                    }
+                    None => (Fact::Unknown, Some(now + REST + 1)),
+                };
+                all.entry(path.clone()).or_default().push(Says {
+                    url: upstream.url.clone(),
+                    nar_hash,
+                    again,
+                });
+            }
+        }
+        Ok(all)
     }
 
     async fn ask_one(

@@ -10,9 +10,12 @@ use pushgate_formats::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::facts::{
-    Approval, Built, CiIdentity, Claim, Decision, Evidence, Fact, Identity, Moment, Provenance, Rebuild,
-    Refusal, UpstreamFact, Voucher, Waiver,
+use crate::{
+    Needs,
+    facts::{
+        Approval, Built, CiIdentity, Claim, Decision, Evidence, Fact, Identity, Moment, Provenance, Rebuild,
+        Refusal, UpstreamFact, Voucher, Waiver,
+    },
 };
 
 /// An identity at the time of a decision.
@@ -175,6 +178,18 @@ impl Recorded {
             now: moment.now,
             announced: moment.announced,
         }
+    }
+
+    /// Whether everything that a policy asks for was looked up for this decision.
+    pub fn covers(&self, needs: &Needs) -> bool {
+        let built = match &self.built {
+            Fact::Known(b) => needs.env.iter().all(|name| b.env.contains_key(name)),
+            Fact::Absent | Fact::Unknown => true,
+        };
+        let sources = !needs.sources || self.sources != Fact::Unknown || self.built == Fact::Unknown;
+        let upstreams = !needs.upstreams || !self.upstreams.is_empty();
+        let submitters = !needs.submitters || !self.submitters.is_empty();
+        built && sources && upstreams && submitters
     }
 
     /// The facts again, at some time; `env` is what the policy asks for. A variable that wasn't looked at then makes the

@@ -14,6 +14,7 @@ use pushgate_formats::{
     api::{PathState, PathStatus, RealisationStatus},
     keys::{KeyName, PublicKey},
 };
+use pushgate_policies::record::Outcome;
 use serde::{Deserialize, Serialize};
 
 /// A fault of the database. The caller can't mend it: it is answered as `unavailable` and logged.
@@ -108,6 +109,7 @@ pub struct EnrolledKey {
     pub identity_name: String,
     pub role: Role,
     pub owner: Option<String>,
+    pub groups: Vec<String>,
     pub frozen: bool,
     /// `None`: every cache.
     pub caches: Option<Vec<String>>,
@@ -226,6 +228,18 @@ pub struct ClaimRow {
     pub code: Option<String>,
     pub message: Option<String>,
     pub waits: Vec<String>,
+    /// The last decision that the policy made of it.
+    pub decided: Option<Decided>,
+}
+
+/// A decision without what it rested on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decided {
+    /// Digest of the policy that made it.
+    pub policy: Sha256,
+    /// Digest of what it rested on, but for the time.
+    pub facts: Sha256,
+    pub outcome: Outcome,
 }
 
 impl From<ClaimRow> for PathStatus {
@@ -249,6 +263,117 @@ pub struct ClaimUpdate {
     pub waits: Vec<String>,
     /// Paths whose publication lets the claim be judged again.
     pub waits_on: Vec<StorePath>,
+    /// What the policy decided, where that is new.
+    pub decision: Option<NewDecision>,
+    /// Seconds since 1970: when time alone may change it.
+    pub again: Option<u64>,
+}
+
+/// A decision to be stored.
+#[derive(Debug, Clone)]
+pub struct NewDecision {
+    pub decided: Decided,
+    /// JSON of [`pushgate_policies::record::Recorded`].
+    pub facts: String,
+}
+
+/// A stored decision of a claim that is still held.
+#[derive(Debug, Clone)]
+pub struct HeldDecision {
+    pub claim: i64,
+    pub push: String,
+    /// The claim's own code: another than the decision's where something beside the policy holds it.
+    pub code: Option<String>,
+    pub message: Option<String>,
+    pub decided: Decided,
+    /// JSON of [`pushgate_policies::record::Recorded`].
+    pub facts: String,
+}
+
+/// A stored decision, for replay.
+#[derive(Debug, Clone)]
+pub struct DecisionRow {
+    pub id: i64,
+    pub decided: Decided,
+    /// JSON of [`pushgate_policies::record::Recorded`].
+    pub facts: String,
+    pub made: u64,
+}
+
+/// Kinds of evidence that people give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EvidenceKind {
+    /// He claims it too, and has sent the bytes.
+    Submitter,
+    Approval,
+    Waiver,
+    Refusal,
+    /// Of claims that differ, this one stands.
+    Settlement,
+}
+
+impl EvidenceKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Submitter => "submitter",
+            Self::Approval => "approval",
+            Self::Waiver => "waiver",
+            Self::Refusal => "refusal",
+            Self::Settlement => "settlement",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        [Self::Submitter, Self::Approval, Self::Waiver, Self::Refusal, Self::Settlement]
+            .into_iter()
+            .find(|k| k.as_str() == text)
+            .ok_or_else(|| DbError::Corrupt { what: "a kind of evidence", value: text.into() })
+    }
+}
+
+/// Evidence to be added.
+#[derive(Debug, Clone)]
+pub struct NewEvidence {
+    pub cache: String,
+    pub path: StorePath,
+    pub nar_hash: Sha256,
+    pub kind: EvidenceKind,
+    pub identity: i64,
+    pub key: PublicKey,
+    /// Seconds since 1970; counts until then.
+    pub until: Option<u64>,
+    /// Of a waiver: the requirement.
+    pub word: Option<String>,
+    pub reason: String,
+    /// The signed act.
+    pub envelope: Option<Vec<u8>>,
+}
+
+/// Evidence as it counts: of an identity that isn't frozen, by a key that isn't revoked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EvidenceRow {
+    pub path: StorePath,
+    pub nar_hash: Sha256,
+    pub kind: EvidenceKind,
+    pub by: String,
+    pub role: Role,
+    pub owner: Option<String>,
+    pub groups: Vec<String>,
+    pub until: Option<u64>,
+    pub word: Option<String>,
+    pub reason: String,
+    pub created: u64,
+}
+
+/// A claim with what an admin sees of it.
+#[derive(Debug, Clone)]
+pub struct ClaimShown {
+    pub claim: ClaimRow,
+    pub submitter: String,
+    pub owner: Option<String>,
+    /// Seconds since 1970: when it was announced, and when it is given up.
+    pub announced: u64,
+    pub expires: u64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -514,6 +639,33 @@ pub trait Db: Send + Sync + 'static {
         hash_parts: &[&str],
     ) -> Result<HashMap<String, (StorePath, Sha256)>>;
     async fn commit(&self, judged: &Judged) -> Result<Committed>;
+
+    /// Adds evidence; gives those that are new.
+    async fn add_evidence(&self, rows: &[NewEvidence], now: u64) -> Result<Vec<StorePath>>;
+    /// What counts for these paths now, in the order that it came.
+    async fn evidence(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<EvidenceRow>>;
+    /// Keeps the text of a policy that comes into force.
+    async fn add_policy(&self, cache: &str, digest: &Sha256, text: &str, now: u64) -> Result<()>;
+    /// Held claims with their last decisions, in the order of their ids, beginning behind one.
+    async fn held_decisions(&self, cache: &str, after: i64, most: u32) -> Result<Vec<HeldDecision>>;
+    /// Writes new states of claims that are held, and of those only.
+    async fn update_held(&self, judged: &Judged) -> Result<()>;
+    /// Pushes with claims that time alone may have changed by now: (cache, push). Each is given once.
+    async fn due_pushes(&self, now: u64) -> Result<Vec<(String, String)>>;
+    /// Pushes with a claim of this path that isn't settled for good.
+    async fn open_pushes_of_path(&self, cache: &str, path: &StorePath) -> Result<Vec<String>>;
+    /// An identity's pushes that aren't settled for good: (cache, push).
+    async fn open_pushes_of(&self, identity: i64) -> Result<Vec<(String, String)>>;
+    /// Decisions of a cache in the order that they were made, beginning behind one.
+    async fn decisions(&self, cache: &str, after: i64, most: u32) -> Result<Vec<DecisionRow>>;
+    /// The last decision of a claim.
+    async fn last_decision(&self, claim: i64) -> Result<Option<DecisionRow>>;
+    /// Held claims, oldest first, beginning behind one.
+    async fn held_claims(&self, cache: &str, after: i64, most: u32) -> Result<Vec<ClaimShown>>;
+    /// Claims of these paths, by anybody, newest first.
+    async fn claims_shown(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<ClaimShown>>;
+    /// Paths with claims that differ and that nobody has settled.
+    async fn conflict_paths(&self, cache: &str, most: u32) -> Result<Vec<StorePath>>;
     /// Published, but perhaps not yet visible: in the order of their leaves.
     async fn unseen(&self, cache: &str) -> Result<Vec<PublishedRow>>;
     async fn mark_visible(&self, cache: &str, paths: &[StorePath]) -> Result<()>;

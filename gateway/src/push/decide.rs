@@ -1,20 +1,31 @@
 //! Stage 6: asks the policy. The decision itself is a pure function in the `policies` crate; here its "publish" becomes a
-//! proof.
+//! proof, and what it rested on a row.
 
 use std::sync::Arc;
 
 use pushgate_formats::{Sha256, StorePath};
-use pushgate_policies::{self as policies, Decision, Policy, Wait};
+use pushgate_policies::{
+    self as policies, Policy,
+    facts::{Decision, Moment, Wait},
+    record::{Outcome, Recorded},
+};
 
-use super::provenance::{Provenance, ProvenanceKind};
+use super::{
+    derivations::Resolved,
+    evidence::{Known, Origin},
+    provenance::Provenance,
+    session::Session,
+    signature::SignatureValid,
+};
+use crate::db::{Decided, EnrolledKey, NewDecision};
 
 /// Proof that the policy admits this path with this NAR hash.
 #[derive(Debug, Clone)]
 pub struct Admitted {
     path: StorePath,
     nar_hash: Sha256,
-    rule: &'static str,
-    evidence: Vec<&'static str>,
+    rule: String,
+    evidence: Vec<String>,
     policy: Sha256,
 }
 
@@ -26,16 +37,20 @@ impl Admitted {
         self.nar_hash
     }
     /// The rule that decided.
-    pub const fn rule(&self) -> &'static str {
-        self.rule
+    pub fn rule(&self) -> &str {
+        &self.rule
     }
     /// Policy words of the evidence that it rests on.
-    pub fn evidence(&self) -> &[&'static str] {
+    pub fn evidence(&self) -> &[String] {
         &self.evidence
     }
     /// Digest of the policy that decided.
     pub const fn policy(&self) -> Sha256 {
         self.policy
+    }
+    /// Whether a rebuild is among what it rests on.
+    pub fn is_rebuilt(&self) -> bool {
+        self.evidence.iter().any(|word| word == "rebuilds")
     }
 }
 
@@ -48,6 +63,8 @@ pub enum Verdict {
         code: &'static str,
         message: String,
         waits: Vec<String>,
+        /// Derivations among what it waits for.
+        derivations: Vec<StorePath>,
     },
     Rejected {
         code: &'static str,
@@ -55,20 +72,38 @@ pub enum Verdict {
     },
 }
 
+/// A verdict with what is stored of it.
+pub struct Judgement {
+    pub verdict: Verdict,
+    pub decision: NewDecision,
+    /// Seconds since 1970: when time alone may change it.
+    pub again: Option<u64>,
+}
+
+/// What a decision is asked of.
+pub struct Asked<'a> {
+    pub policy: &'a Arc<Policy>,
+    pub session: &'a Session,
+    pub signed: &'a SignatureValid,
+    pub submitter: &'a EnrolledKey,
+    pub provenance: &'a Provenance,
+    pub resolved: &'a Resolved,
+    pub known: &'a Known,
+}
+
 /// Judges one claim.
-pub fn decide(policy: &Arc<Policy>, provenance: &Provenance, nar_size: u64) -> Verdict {
-    let claim = policies::Claim { path: provenance.path(), nar_size };
-    let evidence = policies::Evidence {
-        provenance: match provenance.kind() {
-            ProvenanceKind::Derivation { .. } => policies::Provenance::Derivation,
-            ProvenanceKind::ContentAddress { weak: false, .. } => policies::Provenance::ContentAddress,
-            ProvenanceKind::ContentAddress { weak: true, .. } => policies::Provenance::ContentAddressWeak,
-            ProvenanceKind::Unproven { missing } => {
-                policies::Provenance::Unproven { missing: missing.clone() }
-            }
-        },
-    };
-    match policies::decide(policy, &claim, &evidence) {
+pub fn decide(asked: &Asked<'_>) -> Judgement {
+    let Asked { policy, session, signed, submitter, provenance, resolved, known } = asked;
+    let claim = signed.claim();
+    let origin = Origin::of(policy, provenance, claim.deriver.as_ref(), resolved, known);
+    let facts = origin.claim(&session.cache.name, provenance, claim.nar_size, submitter);
+    let evidence = known.evidence(policy, provenance, submitter);
+    let moment = Moment { now: known.now, announced: session.announced };
+    let decision = policies::decide(policy, &facts, &evidence, moment);
+    let recorded = Recorded::of(&facts, &evidence, moment, &policy.needs().env);
+    let stored = stored_outcome(policy, Outcome::of(&decision), &recorded);
+    let mut again = None;
+    let verdict = match decision {
         Decision::Publish { rule, evidence } => Verdict::Admitted(Admitted {
             path: provenance.path().clone(),
             nar_hash: provenance.nar_hash(),
@@ -76,17 +111,32 @@ pub fn decide(policy: &Arc<Policy>, provenance: &Provenance, nar_size: u64) -> V
             evidence,
             policy: policy.digest,
         }),
-        Decision::Hold { code, message, waits } => {
-            let waits = waits
-                .into_iter()
-                .map(|wait| match wait {
-                    Wait::Derivation(path) => path.absolute(),
-                    Wait::AnyDerivation => "derivation".to_owned(),
-                    Wait::Person => "person".to_owned(),
-                })
-                .collect();
-            Verdict::Held { code, message, waits }
+        Decision::Hold { code, message, waits, until, again: change, .. } => {
+            again = [until, change, known.ask_again(provenance.path())].into_iter().flatten().min();
+            let (waits, derivations) = waits_shown(&waits);
+            Verdict::Held { code, message, waits, derivations }
         }
-        Decision::Reject { code, message } => Verdict::Rejected { code, message },
+        Decision::Reject { code, message, .. } => Verdict::Rejected { code, message },
+    };
+    Judgement { verdict, decision: stored, again }
+}
+
+/// A decision as it is kept.
+pub fn stored_outcome(policy: &Policy, outcome: Outcome, recorded: &Recorded) -> NewDecision {
+    // strings and numbers only
+    let text = |recorded: &Recorded| serde_json::to_string(recorded).unwrap_or_default();
+    let timeless = text(&Recorded { now: 0, ..recorded.clone() });
+    NewDecision {
+        decided: Decided { policy: policy.digest, facts: Sha256::of(timeless.as_bytes()), outcome },
+        facts: text(recorded),
     }
+}
+
+/// Waits as `status` shows them, and the derivations among them.
+pub fn waits_shown(waits: &[Wait]) -> (Vec<String>, Vec<StorePath>) {
+    let derivations = waits.iter().filter_map(|wait| match wait {
+        Wait::Derivation(path) => Some(path.clone()),
+        _ => None,
+    });
+    (waits.iter().map(Wait::to_string).collect(), derivations.collect())
 }

@@ -12,7 +12,7 @@ use pushgate_formats::{
     api::MAX_DERIVATIONS,
     content_address::ContentAddress,
     derivation::{
-        Attributes, Derivation, DerivationError, Facts, Kind, MAX_DERIVATION, Output, OutputName,
+        Attributes, Derivation, DerivationError, Facts, FixedLeaf, Kind, MAX_DERIVATION, Output, OutputName,
         check::{check, check_own_path},
     },
 };
@@ -39,6 +39,10 @@ pub struct Known {
     pub attributes: Attributes,
     /// The content address of a fixed output.
     pub fixed: Option<ContentAddress>,
+    /// Such as `x86_64-linux`.
+    pub system: Box<str>,
+    /// The builder's path; what isn't UTF-8 is U+FFFD.
+    pub builder: Box<str>,
     /// Of memory, as estimated.
     bytes: u64,
 }
@@ -57,8 +61,18 @@ impl Known {
             sources: derivation.input_srcs,
             attributes,
             fixed,
+            system: derivation.system.into(),
+            builder: String::from_utf8_lossy(&derivation.builder).into(),
             bytes,
         })
+    }
+
+    /// The fixed output, if it has one.
+    pub fn leaf(&self) -> Option<FixedLeaf> {
+        let address = self.fixed.as_ref()?;
+        let path = self.facts.outputs().values().flatten().next()?.clone();
+        let (method, hash) = (address.method(), address.hash().clone());
+        Some(FixedLeaf { path, method, hash, urls: self.attributes.urls.clone() })
     }
 
     /// The output that has this path.
@@ -76,6 +90,8 @@ fn memory(derivation: &Derivation) -> u64 {
     let attributes: usize =
         derivation.env.iter().filter(|(n, _)| kept(n)).map(|(_, value)| value.len()).sum();
     (512 + derivation.input_drvs.len() * 400
+        + derivation.system.len()
+        + derivation.builder.len()
         + names * 64
         + derivation.input_srcs.len() * 128
         + derivation.outputs.len() * 256

@@ -8,6 +8,7 @@ pub mod closure;
 pub mod decide;
 pub mod decompress;
 pub mod derivations;
+pub mod evidence;
 pub mod intake;
 pub mod judge;
 pub mod provenance;

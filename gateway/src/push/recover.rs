@@ -13,6 +13,8 @@ use crate::{app::App, caches::Cache, db::Forgotten};
 const TICK: Duration = Duration::from_secs(30);
 /// Ticks between two looks for what can be forgotten: an hour.
 const FORGETTING: u32 = 120;
+/// Ticks between two looks at everything that is open, for what another process may have changed: ten minutes.
+const OPEN: u32 = 20;
 const DAY: u64 = 86_400;
 
 /// Removes half-written blobs, and packs that no row names. Before any upload is taken.
@@ -63,6 +65,16 @@ pub async fn finish_unrevealed(app: &Arc<App>) -> Result<(), JudgeError> {
 /// Reports every push that isn't over to the judges.
 pub async fn judge_open(app: &Arc<App>) -> Result<(), JudgeError> {
     for (cache, push) in app.db.open_pushes().await? {
+        if let Ok(Some(cache)) = app.caches.get(app.db.as_ref(), &cache).await {
+            cache.report(&push);
+        }
+    }
+    Ok(())
+}
+
+/// Reports pushes with claims that time alone may have changed.
+pub async fn judge_due(app: &Arc<App>) -> Result<(), JudgeError> {
+    for (cache, push) in app.db.due_pushes(app.clock.now()).await? {
         if let Ok(Some(cache)) = app.caches.get(app.db.as_ref(), &cache).await {
             cache.report(&push);
         }
@@ -124,9 +136,41 @@ pub async fn tend(app: Arc<App>) {
                 tracing::warn!(error = &e as &dyn std::error::Error, "forgetting what ended failed");
             }
             ticks = ticks.wrapping_add(1);
-            app.caches.reload_policies();
-            if let Err(e) = judge_open(&app).await {
+            let looked = match ticks.is_multiple_of(OPEN) {
+                true => judge_open(&app).await,
+                false => judge_due(&app).await,
+            };
+            if let Err(e) = looked {
                 tracing::warn!(error = &e as &dyn std::error::Error, "looking at open pushes failed");
+            }
+        }
+    }
+}
+
+/// How often policy files are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Takes up policy files soon after they changed: once two looks find the same, so that an editor has done with them.
+pub async fn watch_policies(app: Arc<App>) {
+    let mut stopping = app.stopping.subscribe();
+    let (mut last, mut taken) = (app.caches.stamp(), None);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = stopped(&mut stopping) => return,
+        }
+        let look = app.clone();
+        // a few stat calls, which a network file system may take long for
+        let Ok(now) = tokio::task::spawn_blocking(move || look.caches.stamp()).await else { continue };
+        let steady = now == last;
+        last = now;
+        if !steady || taken.as_ref() == Some(&last) {
+            continue;
+        }
+        match app.caches.reload_policies(app.db.as_ref()).await {
+            Ok(_) => taken = Some(last.clone()),
+            Err(e) => {
+                tracing::warn!(error = &e as &dyn std::error::Error, "policies can't be kept; tried again");
             }
         }
     }

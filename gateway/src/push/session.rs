@@ -24,7 +24,7 @@ use super::{
 use crate::{
     app::App,
     caches::Cache,
-    db::{ClaimRow, ClaimUpdate, DbError, PushKind, PushRow},
+    db::{ClaimRow, ClaimUpdate, DbError, Decided, PushKind, PushRow},
     limits::Held,
 };
 
@@ -57,15 +57,22 @@ pub struct ClaimState {
     pub code: Option<String>,
     pub message: Option<String>,
     pub waits: Vec<String>,
+    /// The last decision that the policy made of it.
+    pub decided: Option<Decided>,
 }
 
 impl ClaimState {
     pub const fn plain(state: PathState) -> Self {
-        Self { state, code: None, message: None, waits: Vec::new() }
+        Self { state, code: None, message: None, waits: Vec::new(), decided: None }
     }
 
     pub fn with(state: PathState, code: &str, message: String, waits: Vec<String>) -> Self {
-        Self { state, code: Some(code.to_owned()), message: Some(message), waits }
+        Self { state, code: Some(code.to_owned()), message: Some(message), waits, decided: None }
+    }
+
+    /// The same, decided so.
+    pub fn by(self, decided: Decided) -> Self {
+        Self { decided: Some(decided), ..self }
     }
 }
 
@@ -94,6 +101,7 @@ pub struct Session {
     pub identity: i64,
     pub key: PublicKey,
     /// Seconds since 1970, UTC.
+    pub announced: u64,
     pub expires: u64,
     /// In the order of the announcement, as are all other lists by claim.
     pub signed: Vec<SignatureValid>,
@@ -145,6 +153,7 @@ impl Session {
             cache,
             identity: push.identity,
             key: push.key.clone(),
+            announced: push.created,
             expires: push.expires,
             signed,
             ids,
@@ -268,6 +277,8 @@ impl Session {
             message: state.message.clone(),
             waits: state.waits.clone(),
             waits_on,
+            decision: None,
+            again: None,
         }
     }
 
@@ -501,6 +512,7 @@ async fn load(app: &App, push: PushRow, held: Held) -> Result<Session, SessionEr
             code: row.code.clone(),
             message: row.message.clone(),
             waits: row.waits.clone(),
+            decided: row.decided.clone(),
         };
         // whether bytes are here is asked of the quarantine, not of the row
         if matches!(row.state, PathState::Checking | PathState::Held) {
@@ -543,6 +555,7 @@ fn restore_held(session: &Session, rows: &HashMap<StorePath, ClaimRow>) {
                 code: row.code.clone(),
                 message: row.message.clone(),
                 waits: row.waits.clone(),
+                decided: row.decided.clone(),
             };
         }
     }

@@ -47,8 +47,11 @@ impl Sqlite {
             return Ok((0, 0));
         }
         let ids = Value::from(ids).to_string();
-        let mut changed = [0; 4];
+        let mut changed = [0; 5];
         let steps = [
+            // what was decided of them goes with them
+            "DELETE FROM decisions WHERE claim IN (SELECT c.id FROM claims c WHERE c.push IN (SELECT value FROM json_each(?)) \
+             AND c.state <> 'published' AND NOT EXISTS (SELECT 1 FROM conflicts k WHERE k.claim = c.id))",
             "DELETE FROM claims WHERE push IN (SELECT value FROM json_each(?)) AND state <> 'published' \
              AND NOT EXISTS (SELECT 1 FROM conflicts k WHERE k.claim = claims.id)",
             "DELETE FROM realisations WHERE push IN (SELECT value FROM json_each(?)) AND state <> 'published'",
@@ -61,7 +64,7 @@ impl Sqlite {
             *changed = sqlx::query(step).bind(&ids).execute(&mut *tx).await?.rows_affected();
         }
         tx.commit().await?;
-        let [claims, _, gone, left] = changed;
+        let [_, claims, _, gone, left] = changed;
         Ok((gone + left, claims))
     }
 

@@ -5,7 +5,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use super::*;
 
 const KEY_COLUMNS: &str = "SELECT k.name, k.public, k.identity, i.name, i.role, i.owner, i.frozen, k.caches, k.expires, \
-     k.revoked FROM keys k JOIN identities i ON i.id = k.identity";
+     k.revoked, i.groups FROM keys k JOIN identities i ON i.id = k.identity";
 
 fn key_row(row: &SqliteRow) -> Result<EnrolledKey> {
     let (name, public): (String, String) = (row.try_get(0)?, row.try_get(1)?);
@@ -16,6 +16,7 @@ fn key_row(row: &SqliteRow) -> Result<EnrolledKey> {
         identity_name: row.try_get(3)?,
         role: Role::parse(&row.try_get::<String, _>(4)?)?,
         owner: row.try_get(5)?,
+        groups: list(&row.try_get::<String, _>(10)?)?,
         frozen: row.try_get(6)?,
         caches: caches.map(|c| list(&c)).transpose()?,
         expires: row.try_get::<Option<i64>, _>(8)?.map(time),

@@ -3,6 +3,7 @@
 //!
 //! Batches travel as one JSON parameter that `json_each` unfolds, so that a statement's cost doesn't grow with the rows.
 
+mod evidence;
 mod forget;
 mod identities;
 mod publications;
@@ -24,11 +25,12 @@ use sqlx::{
 use super::*;
 
 /// The migrations, embedded: number, name, text. (`sqlx::migrate!` would need sqlx's macros, which build SQLite twice.)
-const MIGRATIONS: [(i64, &str, &str); 4] = [
+const MIGRATIONS: [(i64, &str, &str); 5] = [
     (1, "start", include_str!("../../../../migrations/sqlite/0001_start.sql")),
     (2, "stock", include_str!("../../../../migrations/sqlite/0002_stock.sql")),
     (3, "forgetting", include_str!("../../../../migrations/sqlite/0003_forgetting.sql")),
     (4, "rows", include_str!("../../../../migrations/sqlite/0004_rows.sql")),
+    (6, "evidence", include_str!("../../../../migrations/sqlite/0006_evidence.sql")),
 ];
 
 fn migrator() -> Migrator {
@@ -330,6 +332,46 @@ impl Db for Sqlite {
     async fn commit(&self, judged: &Judged) -> Result<Committed> {
         self.commit_judged(judged).await
     }
+    async fn add_evidence(&self, rows: &[NewEvidence], now: u64) -> Result<Vec<StorePath>> {
+        self.insert_evidence(rows, now).await
+    }
+    async fn evidence(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<EvidenceRow>> {
+        self.list_evidence(cache, paths).await
+    }
+    async fn add_policy(&self, cache: &str, digest: &Sha256, text: &str, now: u64) -> Result<()> {
+        self.insert_policy(cache, digest, text, now).await
+    }
+    async fn held_decisions(&self, cache: &str, after: i64, most: u32) -> Result<Vec<HeldDecision>> {
+        self.list_held_decisions(cache, after, most).await
+    }
+    async fn update_held(&self, judged: &Judged) -> Result<()> {
+        self.update_held_claims(judged).await
+    }
+    async fn due_pushes(&self, now: u64) -> Result<Vec<(String, String)>> {
+        self.take_due_pushes(now).await
+    }
+    async fn open_pushes_of_path(&self, cache: &str, path: &StorePath) -> Result<Vec<String>> {
+        self.list_open_pushes_of_path(cache, path).await
+    }
+    async fn open_pushes_of(&self, identity: i64) -> Result<Vec<(String, String)>> {
+        self.list_open_pushes_of(identity).await
+    }
+    async fn decisions(&self, cache: &str, after: i64, most: u32) -> Result<Vec<DecisionRow>> {
+        self.list_decisions(cache, after, most).await
+    }
+    async fn last_decision(&self, claim: i64) -> Result<Option<DecisionRow>> {
+        self.find_last_decision(claim).await
+    }
+    async fn held_claims(&self, cache: &str, after: i64, most: u32) -> Result<Vec<ClaimShown>> {
+        self.list_held_claims(cache, after, most).await
+    }
+    async fn claims_shown(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<ClaimShown>> {
+        self.list_claims_shown(cache, paths).await
+    }
+    async fn conflict_paths(&self, cache: &str, most: u32) -> Result<Vec<StorePath>> {
+        self.list_conflict_paths(cache, most).await
+    }
+
     async fn unseen(&self, cache: &str) -> Result<Vec<PublishedRow>> {
         self.list_unseen(cache).await
     }

@@ -195,18 +195,20 @@ async fn append(tx: &mut SqliteConnection, judged: &Judged) -> Result<bool> {
 
 async fn update_claims(tx: &mut SqliteConnection, judged: &Judged) -> Result<()> {
     let rows = Value::from_iter(judged.claims.iter().map(|c| {
-        json!([c.id, c.state.as_str(), c.code, c.message, Value::from(c.waits.clone()).to_string()])
+        let waits = Value::from(c.waits.clone()).to_string();
+        json!([c.id, c.state.as_str(), c.code, c.message, waits, c.again])
     }));
     // what is published stays so, whatever a later judgement that raced with this one says
     sqlx::query(
         "UPDATE claims SET state = j.value ->> 1, code = j.value ->> 2, message = j.value ->> 3, \
-         waits = j.value ->> 4, decided = ?1 FROM json_each(?2) AS j \
+         waits = j.value ->> 4, again = j.value ->> 5, decided = ?1 FROM json_each(?2) AS j \
          WHERE claims.id = j.value ->> 0 AND claims.state <> 'published'",
     )
     .bind(sql(judged.now))
     .bind(rows.to_string())
     .execute(&mut *tx)
     .await?;
+    evidence::add_decisions(tx, judged).await?;
     let ids = Value::from_iter(judged.claims.iter().map(|c| c.id)).to_string();
     sqlx::query("DELETE FROM claim_waits WHERE claim IN (SELECT value FROM json_each(?))")
         .bind(ids)

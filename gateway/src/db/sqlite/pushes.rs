@@ -4,8 +4,9 @@ use serde_json::json;
 
 use super::*;
 
-pub(super) const CLAIM_COLUMNS: &str =
-    "SELECT id, push, path, nar_hash, identity, state, code, message, waits FROM claims";
+/// Columns of a claim with its last decision; names of claims alone are unambiguous in what follows it.
+pub(super) const CLAIM_COLUMNS: &str = "SELECT c.id, c.push, c.path, c.nar_hash, c.identity, c.state, c.code, c.message, \
+     c.waits, d.policy, d.digest, d.decision, d.rule, d.code FROM claims c LEFT JOIN decisions d ON d.id = c.decision";
 
 pub(super) fn claim_row(row: &SqliteRow) -> Result<ClaimRow> {
     Ok(ClaimRow {
@@ -18,6 +19,7 @@ pub(super) fn claim_row(row: &SqliteRow) -> Result<ClaimRow> {
         code: row.try_get(6)?,
         message: row.try_get(7)?,
         waits: list(&row.try_get::<String, _>(8)?)?,
+        decided: super::evidence::decided(row, 9)?,
     })
 }
 
@@ -132,16 +134,17 @@ impl Sqlite {
     }
 
     pub(super) async fn claims_of_push(&self, push: &str) -> Result<Vec<ClaimRow>> {
-        let rows = sqlx::query(sqlx::AssertSqlSafe(format!("{CLAIM_COLUMNS} WHERE push = ? ORDER BY id")))
-            .bind(push)
-            .fetch_all(&self.read)
-            .await?;
+        let rows =
+            sqlx::query(sqlx::AssertSqlSafe(format!("{CLAIM_COLUMNS} WHERE c.push = ? ORDER BY c.id")))
+                .bind(push)
+                .fetch_all(&self.read)
+                .await?;
         rows.iter().map(claim_row).collect()
     }
 
     pub(super) async fn list_claims_of_path(&self, cache: &str, path: &StorePath) -> Result<Vec<ClaimRow>> {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "{CLAIM_COLUMNS} WHERE cache = ? AND path = ? ORDER BY id DESC LIMIT 100"
+            "{CLAIM_COLUMNS} WHERE c.cache = ? AND c.path = ? ORDER BY c.id DESC LIMIT 100"
         )))
         .bind(cache)
         .bind(path.base_name())
@@ -188,9 +191,9 @@ impl Sqlite {
 
     pub(super) async fn list_claims_beside(&self, push: &str) -> Result<Vec<ClaimRow>> {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "{CLAIM_COLUMNS} WHERE push IN (SELECT m.id FROM pushes p JOIN pushes m ON m.identity = p.identity \
+            "{CLAIM_COLUMNS} WHERE c.push IN (SELECT m.id FROM pushes p JOIN pushes m ON m.identity = p.identity \
              AND m.cache = p.cache AND m.kind = p.kind AND m.created / 86400 = p.created / 86400 \
-             WHERE p.id = ? AND p.kind = 'narinfo') ORDER BY id DESC LIMIT 20000"
+             WHERE p.id = ? AND p.kind = 'narinfo') ORDER BY c.id DESC LIMIT 20000"
         )))
         .bind(push)
         .fetch_all(&self.read)
@@ -250,8 +253,8 @@ impl Sqlite {
 
     pub(super) async fn list_rival_claims(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<ClaimRow>> {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "{CLAIM_COLUMNS} WHERE cache = ? AND state = 'held' \
-             AND code IN ('closure-open', 'conflicts-with-claim') AND path IN (SELECT value FROM json_each(?))"
+            "{CLAIM_COLUMNS} WHERE c.cache = ? AND c.state = 'held' AND c.path IN (SELECT value FROM json_each(?)) \
+             AND c.code <> 'conflicts-with-published' AND (d.decision = 'publish' OR d.code <> 'needs-derivation')"
         )))
         .bind(cache)
         .bind(paths_json(paths))
@@ -262,7 +265,7 @@ impl Sqlite {
 }
 
 /// The key's bytes as the `keys` table has them.
-fn key_text(key: &PublicKey) -> String {
+pub(super) fn key_text(key: &PublicKey) -> String {
     use base64::{Engine, engine::general_purpose::STANDARD};
     STANDARD.encode(key.bytes())
 }

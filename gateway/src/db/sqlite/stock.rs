@@ -117,7 +117,8 @@ impl Sqlite {
     ) -> Result<Vec<ClaimRow>> {
         // base names begin with the hash part and `-`, which `.` comes after
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "{} WHERE cache = ?1 AND path > ?2 || '-' AND path < ?2 || '.' AND identity = ?3 ORDER BY id DESC LIMIT 100",
+            "{} WHERE c.cache = ?1 AND c.path > ?2 || '-' AND c.path < ?2 || '.' AND c.identity = ?3 \
+             ORDER BY c.id DESC LIMIT 100",
             pushes::CLAIM_COLUMNS
         )))
         .bind(cache)

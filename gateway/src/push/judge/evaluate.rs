@@ -7,9 +7,11 @@ use pushgate_formats::{StorePath, api::PathState};
 use super::{JudgeError, facts::Facts};
 use crate::{
     blobs::Blobs,
+    db::{ClaimUpdate, Decided, NewDecision},
     push::{
         announce::Claim,
-        closure, decide,
+        closure,
+        decide::{self, Judgement},
         derivations::Resolved,
         intake::{DigestWanted, NarIntact, Plan},
         provenance::{self, ProvenanceKind},
@@ -38,6 +40,40 @@ pub(super) struct Round {
     pub(super) lookups: Vec<StorePath>,
     /// By push: see [`super::session::Progress::evidence`].
     pub(super) evidence: HashMap<String, u64>,
+    /// By push and claim: what the policy decided, where that is new, and when time alone may change it.
+    pub(super) decisions: HashMap<(String, usize), (Option<NewDecision>, Option<u64>)>,
+}
+
+impl Round {
+    /// Remembers a decision for when the claim's state is written.
+    fn note(&mut self, session: &Session, i: usize, decision: NewDecision, again: Option<u64>) {
+        let known = session.progress().claims[i].decided.as_ref() == Some(&decision.decided);
+        self.decisions.insert((session.id.clone(), i), ((!known).then_some(decision), again));
+    }
+
+    /// When a claim that waits for something outside of this cache is judged again at the latest.
+    fn look_again(&mut self, session: &Session, i: usize, at: u64) {
+        let (_, again) = self.decisions.entry((session.id.clone(), i)).or_default();
+        *again = Some(again.map_or(at, |before| before.min(at)));
+    }
+
+    /// Whether the claim's row has to be written although its state is what it was.
+    pub(super) fn is_new(&self, session: &Session, i: usize) -> bool {
+        let found = self.decisions.get(&(session.id.clone(), i));
+        found.is_some_and(|(decision, again)| decision.is_some() || again.is_some())
+    }
+
+    /// The claim's new row, with what was decided of it.
+    pub(super) fn update(
+        &mut self,
+        session: &Session,
+        i: usize,
+        state: &ClaimState,
+        waits_on: Vec<StorePath>,
+    ) -> ClaimUpdate {
+        let (decision, again) = self.decisions.remove(&(session.id.clone(), i)).unwrap_or_default();
+        ClaimUpdate { decision, again, ..session.update(i, state, waits_on) }
+    }
 }
 
 /// Claims that have their bytes and aren't settled for good, each after those that it refers to.
@@ -82,7 +118,7 @@ fn settled_without_bytes(session: &Session, i: usize, facts: &Facts) -> Option<O
     Some(if *path == claim.path && *nar_hash == claim.nar_hash {
         Outcome::State(ClaimState::plain(PathState::Published), vec![])
     } else {
-        Outcome::Conflict(conflicts_with_published(claim, path, nar_hash))
+        Outcome::Conflict(conflicts_with_published(claim, path, nar_hash), vec![])
     })
 }
 
@@ -101,7 +137,7 @@ pub(super) fn evaluate(
         for i in unsent_claims(session).into_iter().chain(open) {
             let nar = session.progress().nars[i].clone();
             let outcome = match nar {
-                Some(nar) => evaluate_claim(session, i, nar, facts, blobs)?,
+                Some(nar) => evaluate_claim(session, i, nar, facts, &mut round, blobs)?,
                 None => match settled_without_bytes(session, i, facts) {
                     Some(outcome) => outcome,
                     None => continue,
@@ -117,10 +153,10 @@ pub(super) fn evaluate(
                     round.publish.push((session.clone(), i, *publishable));
                 }
                 Outcome::State(state, waits_on) => round.states.push((session.clone(), i, state, waits_on)),
-                Outcome::Conflict(state) => {
+                Outcome::Conflict(state, waits_on) => {
                     let claim = session.signed[i].claim();
                     round.conflicts.push((claim.path.clone(), claim.nar_hash, session.ids[i]));
-                    round.states.push((session.clone(), i, state, vec![]));
+                    round.states.push((session.clone(), i, state, waits_on));
                 }
             }
         }
@@ -133,10 +169,24 @@ pub(super) fn evaluate(
     Ok(round)
 }
 
+/// Least seconds until a claim that waits for something outside is judged again.
+const SOON: u64 = 30;
+
 enum Outcome {
     Publish(Box<Publishable>),
     State(ClaimState, Vec<StorePath>),
-    Conflict(ClaimState),
+    Conflict(ClaimState, Vec<StorePath>),
+}
+
+impl Outcome {
+    /// The same, decided so.
+    fn by(self, decided: Decided) -> Self {
+        match self {
+            Self::State(state, waits_on) => Self::State(state.by(decided), waits_on),
+            Self::Conflict(state, waits_on) => Self::Conflict(state.by(decided), waits_on),
+            publish @ Self::Publish(_) => publish,
+        }
+    }
 }
 
 fn rejected(code: &str, message: String) -> Outcome {
@@ -148,11 +198,13 @@ fn evaluate_claim(
     i: usize,
     mut nar: NarIntact,
     facts: &mut Facts,
+    round: &mut Round,
     blobs: &dyn Blobs,
 ) -> Result<Outcome, JudgeError> {
     let signed = &session.signed[i];
     let claim = signed.claim();
     if let Some(state) = facts.barred.get(&session.id) {
+        round.look_again(session, i, later(session, facts));
         return Ok(Outcome::State(state.clone(), vec![]));
     }
     // invariant 3: what is published under this hash keeps its name and NAR hash
@@ -160,7 +212,12 @@ fn evaluate_claim(
         if *path == claim.path && *nar_hash == claim.nar_hash {
             return Ok(Outcome::State(ClaimState::plain(PathState::Published), vec![]));
         }
-        return Ok(Outcome::Conflict(conflicts_with_published(claim, path, nar_hash)));
+        if facts.known.settled(&claim.path) == Some(*nar_hash) {
+            let message =
+                format!("an admin settled that the published NAR hash `{nar_hash}` is right for `{path}`");
+            return Ok(rejected("conflict-settled", message));
+        }
+        return Ok(Outcome::Conflict(conflicts_with_published(claim, path, nar_hash), vec![]));
     }
     let empty = Resolved::default();
     let resolved = facts.resolved.get(&session.id).unwrap_or(&empty);
@@ -187,16 +244,67 @@ fn evaluate_claim(
             Err(e) => return Ok(rejected(e.code(), e.to_string())),
         }
     };
-    let admitted = match decide::decide(&facts.policy, &provenance, claim.nar_size) {
-        decide::Verdict::Admitted(admitted) => admitted,
-        decide::Verdict::Held { code, message, waits } => {
-            let waits_on = match provenance.kind() {
-                ProvenanceKind::Unproven { missing } => missing.clone(),
-                _ => vec![],
-            };
-            return Ok(Outcome::State(ClaimState::with(PathState::Held, code, message, waits), waits_on));
+    let Some(submitter) = facts.submitters.get(&session.id).cloned() else {
+        // a push without an enrolled key is barred above
+        return Ok(Outcome::State(session.progress().claims[i].clone(), vec![]));
+    };
+    let asked = decide::Asked {
+        policy: &facts.policy,
+        session,
+        signed,
+        submitter: &submitter,
+        provenance: &provenance,
+        resolved,
+        known: &facts.known,
+    };
+    let Judgement { verdict, decision, again } = decide::decide(&asked);
+    let decided = decision.decided.clone();
+    round.note(session, i, decision, again);
+    let settled = facts.known.settled(&claim.path);
+    let admitted = match verdict {
+        decide::Verdict::Admitted(admitted) => Ok(admitted),
+        decide::Verdict::Rejected { code, message } => return Ok(rejected(code, message).by(decided)),
+        decide::Verdict::Held { code, message, waits, derivations } => {
+            let mut waits_on = derivations;
+            if let ProvenanceKind::Unproven { missing } = provenance.kind() {
+                waits_on.extend(missing.iter().cloned());
+            }
+            let state = ClaimState::with(PathState::Held, code, message, waits).by(decided.clone());
+            if code == "needs-derivation" {
+                // nothing shows it to be right: it is nobody's rival
+                return Ok(Outcome::State(state, waits_on));
+            }
+            Err((state, waits_on))
         }
-        decide::Verdict::Rejected { code, message } => return Ok(rejected(code, message)),
+    };
+    if settled.is_some_and(|stands| stands != claim.nar_hash) {
+        let message = format!(
+            "an admin settled that another NAR hash than `{}` is right for `{}`",
+            claim.nar_hash, claim.path
+        );
+        return Ok(rejected("conflict-settled", message).by(decided));
+    }
+    let rival = (facts.rivals.get(&claim.path).into_iter().flatten())
+        .any(|(id, hash)| *id != session.ids[i] && *hash != claim.nar_hash);
+    let goes_ahead = settled.is_some() || admitted.as_ref().is_ok_and(decide::Admitted::is_rebuilt);
+    if rival && !goes_ahead {
+        // not with which: nobody learns what others have sent
+        let message = format!(
+            "`{}` is claimed with another NAR hash than `{}` by another push: one of them has to be shown wrong",
+            claim.path, claim.nar_hash
+        );
+        let mut waits = vec!["person".to_owned()];
+        let mut waits_on = vec![];
+        if let Err((state, on)) = admitted {
+            waits.extend(state.waits);
+            waits_on = on;
+        }
+        let state = ClaimState::with(PathState::Held, "conflicts-with-claim", message, waits).by(decided);
+        return Ok(Outcome::Conflict(state, waits_on));
+    }
+    let admitted = match admitted {
+        Ok(admitted) => admitted,
+        Err((state, waits_on)) => return Ok(Outcome::State(state, waits_on)),
     };
     let scope = Scope { resolved, complete, scan: &scan };
     let references = loop {
@@ -206,46 +314,32 @@ fn evaluate_claim(
                 nar = examined_again(session, i, &nar, &scan, None, blobs)?;
             }
             Ok(references::Verdict::Unknown { waits }) => {
+                round.look_again(session, i, later(session, facts));
                 let message = format!(
                     "whether the references of `{}` are right can't be told before those of {} of its inputs are known",
                     claim.path,
                     waits.len()
                 );
                 let names = waits.iter().take(20).map(StorePath::absolute).collect();
-                let state = ClaimState::with(PathState::Held, "references-unknown", message, names);
+                let state =
+                    ClaimState::with(PathState::Held, "references-unknown", message, names).by(decided);
                 return Ok(Outcome::State(state, waits.into_iter().take(WAITS).collect()));
             }
-            Err(e) => return Ok(rejected(e.code(), e.to_string())),
+            Err(e) => return Ok(rejected(e.code(), e.to_string()).by(decided)),
         }
     };
-    let rival = facts
-        .rivals
-        .get(&claim.path)
-        .and_then(|rivals| rivals.iter().find(|(id, hash)| *id != session.ids[i] && *hash != claim.nar_hash));
-    if rival.is_some() {
-        // not with which: nobody learns what others have sent
-        let message = format!(
-            "`{}` is claimed with another NAR hash than `{}` by another push: one of them has to be shown wrong",
-            claim.path, claim.nar_hash
-        );
-        return Ok(Outcome::Conflict(ClaimState::with(
-            PathState::Held,
-            "conflicts-with-claim",
-            message,
-            vec!["person".to_owned()],
-        )));
-    }
     let closure = match closure::check(&references, facts.policy.closure, &facts.served) {
         Ok(closure) => closure,
         Err(open) => {
             open.iter().for_each(|path| facts.knowledge.want(path));
+            round.look_again(session, i, later(session, facts));
             let message = format!(
                 "`{}` refers to {} paths that are neither published nor at an upstream",
                 claim.path,
                 open.len()
             );
             let names = open.iter().take(20).map(StorePath::absolute).collect();
-            let state = ClaimState::with(PathState::Held, "closure-open", message, names);
+            let state = ClaimState::with(PathState::Held, "closure-open", message, names).by(decided);
             return Ok(Outcome::State(state, open.into_iter().take(WAITS).collect()));
         }
     };
@@ -257,6 +351,12 @@ fn evaluate_claim(
         closure,
         admitted,
     )?)))
+}
+
+/// When what nobody reports is looked at again: soon at first, every hour in the end. Seconds since 1970.
+fn later(session: &Session, facts: &Facts) -> u64 {
+    let now = facts.known.now;
+    now + (now.saturating_sub(session.announced) / 4).clamp(SOON, 3600)
 }
 
 /// The state of a claim that differs from what is published.

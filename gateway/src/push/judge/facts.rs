@@ -15,9 +15,11 @@ use super::{
 use crate::{
     app::App,
     caches::Cache,
+    db::EnrolledKey,
     push::{
         closure::Served,
         derivations::{self, Resolved},
+        evidence,
         quarantine::ScanSet,
         references::{self, Knowledge},
         session::{ClaimState, Session},
@@ -44,6 +46,10 @@ pub(super) struct Facts {
     pub(super) rivals: HashMap<StorePath, Vec<(i64, pushgate_formats::Sha256)>>,
     /// By push: what its claims come to because its key may not push any more.
     pub(super) barred: HashMap<String, ClaimState>,
+    /// By push: whose it is.
+    pub(super) submitters: HashMap<String, Arc<EnrolledKey>>,
+    /// What speaks for and against the claims.
+    pub(super) known: evidence::Known,
 }
 
 /// Collects what the judgement needs from the database, in a few questions for the whole batch.
@@ -60,15 +66,18 @@ pub(super) async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) 
         scan: HashMap::new(),
         rivals: HashMap::new(),
         barred: HashMap::new(),
+        submitters: HashMap::new(),
+        known: evidence::Known::default(),
     };
     let (mut paths, mut own) = (BTreeSet::new(), BTreeSet::new());
     let shares = shares(sessions);
     for session in sessions {
         let key = app.db.key(&session.key.bytes()).await?;
-        let allowed = key.map_or_else(
-            || Err(SignatureError::KeyUnknown(session.key.name().to_string())),
-            |key| may_push(&key, &cache.name, app.clock.now()),
-        );
+        let allowed = match &key {
+            None => Err(SignatureError::KeyUnknown(session.key.name().to_string())),
+            Some(key) => may_push(key, &cache.name, app.clock.now()),
+        };
+        facts.submitters.extend(key.map(|key| (session.id.clone(), Arc::new(key))));
         match allowed {
             // what a key signed while it was good stays signed
             Ok(()) | Err(SignatureError::Expired { .. }) => {}
@@ -121,6 +130,19 @@ pub(super) async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) 
             facts.resolved.insert(session.id.clone(), resolved);
         }
     }
+    let sent: Vec<evidence::Sent<'_>> = (sessions.iter())
+        .flat_map(|session| {
+            let open = facts.open.get(&session.id).into_iter().flatten();
+            open.map(move |i| (session, session.signed[*i].claim()))
+        })
+        .map(|(session, claim)| evidence::Sent {
+            path: &claim.path,
+            nar_hash: claim.nar_hash,
+            deriver: claim.deriver.as_ref(),
+            session,
+        })
+        .collect();
+    facts.known = evidence::Known::gather(app, cache, &facts.policy, &sent).await?;
     let own: Vec<StorePath> = own.into_iter().collect();
     for row in app.db.rival_claims(&cache.name, &own).await? {
         facts.rivals.entry(row.path).or_default().push((row.id, row.nar_hash));

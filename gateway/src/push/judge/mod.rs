@@ -5,6 +5,7 @@
 //!
 //! `facts` asks database and upstreams, `evaluate` judges by the answers and asks nobody, `settle` carries out.
 
+mod again;
 mod evaluate;
 mod facts;
 mod settle;
@@ -62,13 +63,36 @@ pub async fn run(app: Arc<App>, cache: Arc<Cache>, mut queue: mpsc::UnboundedRec
     // judged in part: where they stopped would be forgotten with them
     let mut unfinished: HashMap<String, Arc<Session>> = HashMap::new();
     let mut stopping = app.stopping.subscribe();
+    // behind which held claim the judgement by a new policy goes on
+    let mut again: Option<i64> = None;
     loop {
         let mut stop = *stopping.borrow();
-        if turns.is_empty() && !stop {
+        if !stop {
+            let idle = turns.is_empty() && again.is_none();
             stop = tokio::select! {
-                n = queue.recv_many(&mut reported, BATCH) => n == 0,
+                biased;
+                () = cache.policy_changed() => {
+                    again = Some(0);
+                    false
+                }
+                n = queue.recv_many(&mut reported, BATCH), if idle => n == 0,
                 () = recover::stopped(&mut stopping) => true,
+                // there is something to do already
+                () = std::future::ready(()), if !idle => false,
             };
+        }
+        if let Some(after) = again.filter(|_| !stop) {
+            match again::step(&app, &cache, after).await {
+                Ok(next) => again = next,
+                Err(e) => {
+                    tracing::error!(
+                        cache = cache.name,
+                        error = &e as &dyn std::error::Error,
+                        "held claims can't be judged by the new policy; tried again"
+                    );
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
         }
         // what is reported but not judged when the gateway stops is found again at the next start
         while let Ok(id) = queue.try_recv() {

@@ -49,7 +49,9 @@ pub(super) async fn settle(
         return Ok(vec![]);
     }
     let now = app.clock.now();
-    let Round { publish, states, conflicts, evidence, .. } = round;
+    let mut round = round;
+    let (publish, states) = (std::mem::take(&mut round.publish), std::mem::take(&mut round.states));
+    let (conflicts, evidence) = (std::mem::take(&mut round.conflicts), std::mem::take(&mut round.evidence));
     // 1. bytes. A crash from here to the commit leaves NARs that nothing names.
     let (publishing, blobs, composing) = (!publish.is_empty(), app.blobs.clone(), cache.clone());
     let (publish, publications) = tokio::task::spawn_blocking(move || -> Result<_, JudgeError> {
@@ -63,10 +65,10 @@ pub(super) async fn settle(
     // 2. leaves and rows, with the claims' new states.
     let published_state = ClaimState::plain(PathState::Published);
     let mut claims: Vec<ClaimUpdate> =
-        publish.iter().map(|(session, i, _)| session.update(*i, &published_state, vec![])).collect();
+        publish.iter().map(|(session, i, _)| round.update(session, *i, &published_state, vec![])).collect();
     claims.extend(states.iter().filter_map(|(session, i, state, waits_on)| {
-        let unchanged = session.progress().claims[*i] == *state;
-        (!unchanged).then(|| session.update(*i, state, waits_on.iter().take(WAITS).cloned().collect()))
+        let unchanged = session.progress().claims[*i] == *state && !round.is_new(session, *i);
+        (!unchanged).then(|| round.update(session, *i, state, waits_on.iter().take(WAITS).cloned().collect()))
     }));
     let judged = Judged { cache: cache.name.clone(), now, publications, claims, conflicts };
     match app.db.commit(&judged).await {

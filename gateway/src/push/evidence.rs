@@ -1,0 +1,338 @@
+//! What is known for and against claims: collected from the database, the derivations and the upstreams for the pure
+//! decision, and the news of it carried to the pushes that it may concern. Decides nothing.
+//!
+//! Evidence rows are only ever added. What one is worth is looked up anew each time: an approval by a key that was revoked
+//! since doesn't count, nor one by an identity without an owner.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use pushgate_formats::{
+    Sha256, StorePath,
+    derivation::{Derivation, FixedLeaf},
+};
+use pushgate_policies::{
+    Policy,
+    facts::{self, Approval, Fact, Identity, Refusal, UpstreamFact, UpstreamSays, Voucher, Waiver},
+};
+
+use super::{
+    derivations::{self, Resolved},
+    provenance::{Provenance, ProvenanceKind},
+    session::Session,
+};
+use crate::{
+    app::App,
+    caches::Cache,
+    db::{Db, DbError, EnrolledKey, EvidenceKind, EvidenceRow, NewEvidence, Role},
+    upstream::Says,
+};
+
+/// Evidence about the paths of a batch, looked up beforehand.
+#[derive(Default)]
+pub struct Known {
+    words: HashMap<StorePath, Vec<EvidenceRow>>,
+    upstreams: HashMap<StorePath, Vec<Says>>,
+    /// By derivation: the variables that the policy asks for.
+    env: HashMap<StorePath, BTreeMap<String, String>>,
+    /// Derivations whose environment couldn't be read.
+    pub now: u64,
+}
+
+/// A claim whose bytes are here.
+pub struct Sent<'a> {
+    pub path: &'a StorePath,
+    pub nar_hash: Sha256,
+    pub deriver: Option<&'a StorePath>,
+    pub session: &'a Session,
+}
+
+impl Known {
+    /// Looks up what the policy may ask of these claims, and notes who vouches for them by having sent their bytes.
+    pub async fn gather(
+        app: &App,
+        cache: &Cache,
+        policy: &Policy,
+        sent: &[Sent<'_>],
+    ) -> Result<Self, DbError> {
+        let (db, now, needs) = (app.db.as_ref(), app.clock.now(), policy.needs());
+        let mut known = Self { now, ..Self::default() };
+        let mut paths: Vec<StorePath> = sent.iter().map(|s| s.path.clone()).collect();
+        paths.sort();
+        paths.dedup();
+        if needs.submitters {
+            vouch(app, cache, sent).await?;
+        }
+        for row in db.evidence(&cache.name, &paths).await? {
+            known.words.entry(row.path.clone()).or_default().push(row);
+        }
+        if needs.upstreams {
+            known.upstreams = app.upstreams.says(db, &policy.upstreams, &paths).await?;
+        }
+        if !needs.env.is_empty() {
+            let derivers: Vec<StorePath> = sent.iter().filter_map(|s| s.deriver.cloned()).collect();
+            known.env = environments(db, derivers, &needs.env).await?;
+        }
+        Ok(known)
+    }
+
+    /// Which of the claims of a path stands, where an admin said so.
+    pub fn settled(&self, path: &StorePath) -> Option<Sha256> {
+        let words = self.words.get(path)?;
+        words.iter().rev().find(|w| w.kind == EvidenceKind::Settlement && self.counts(w)).map(|w| w.nar_hash)
+    }
+
+    fn counts(&self, word: &EvidenceRow) -> bool {
+        word.until.is_none_or(|until| until > self.now)
+    }
+
+    /// What the policy weighs.
+    pub fn evidence(
+        &self,
+        policy: &Policy,
+        provenance: &Provenance,
+        submitter: &EnrolledKey,
+    ) -> facts::Evidence {
+        let mut evidence = facts::Evidence::only(match provenance.kind() {
+            ProvenanceKind::Derivation { .. } => facts::Provenance::Derivation,
+            ProvenanceKind::ContentAddress { weak: false, .. } => facts::Provenance::ContentAddress,
+            ProvenanceKind::ContentAddress { weak: true, .. } => facts::Provenance::ContentAddressWeak,
+            ProvenanceKind::Unproven { missing } => facts::Provenance::Unproven { missing: missing.clone() },
+        });
+        for says in self.upstreams.get(provenance.path()).into_iter().flatten() {
+            let says_of_it = match &says.nar_hash {
+                Fact::Known(hash) if *hash == provenance.nar_hash() => UpstreamSays::Same,
+                Fact::Known(hash) => UpstreamSays::Other(*hash),
+                Fact::Absent => UpstreamSays::Absent,
+                Fact::Unknown => UpstreamSays::Unknown,
+            };
+            evidence.upstreams.push(UpstreamFact { url: says.url.clone(), says: says_of_it });
+        }
+        if policy.needs().submitters {
+            // he has sent the bytes, or nobody would judge it
+            let (submitter, owner) = (submitter.identity_name.clone(), submitter.owner.clone());
+            evidence.submitters.push(Voucher { submitter, owner });
+        }
+        let words = self.words.get(provenance.path()).into_iter().flatten();
+        for word in words.filter(|w| w.nar_hash == provenance.nar_hash()) {
+            let EvidenceRow { by, owner, until, reason, .. } = word.clone();
+            match word.kind {
+                EvidenceKind::Submitter if by != submitter.identity_name => {
+                    evidence.submitters.push(Voucher { submitter: by, owner });
+                }
+                EvidenceKind::Submitter | EvidenceKind::Settlement => {}
+                EvidenceKind::Approval => {
+                    let groups = word.groups.clone();
+                    evidence.approvals.push(Approval { by, owner, groups, until, reason });
+                }
+                EvidenceKind::Waiver if word.role == Role::Admin => {
+                    let waived = word.word.clone().unwrap_or_default();
+                    evidence.waivers.push(Waiver { by, owner, word: waived, until, reason });
+                }
+                EvidenceKind::Refusal if word.role == Role::Admin && self.counts(word) => {
+                    evidence.refusal = Some(Refusal { by, until, reason });
+                }
+                // of somebody who was an admin once
+                EvidenceKind::Waiver | EvidenceKind::Refusal => {}
+            }
+        }
+        evidence
+    }
+
+    /// When to ask again what an upstream says, for a claim that waits for it. Seconds since 1970.
+    pub fn ask_again(&self, path: &StorePath) -> Option<u64> {
+        self.upstreams.get(path)?.iter().filter_map(|says| says.again).min()
+    }
+
+    /// The variables of a derivation that the policy asks for.
+    fn env(&self, derivation: &StorePath) -> Option<&BTreeMap<String, String>> {
+        self.env.get(derivation)
+    }
+}
+
+/// What a claim's derivation says, as far as the policy asks: kept beside the claim that borrows it.
+pub struct Origin<'a> {
+    built: Fact<(&'a StorePath, &'a str, &'a derivations::Known)>,
+    sources: Fact<Vec<FixedLeaf>>,
+    env: Fact<&'a BTreeMap<String, String>>,
+}
+
+static NO_VARIABLES: BTreeMap<String, String> = BTreeMap::new();
+
+impl<'a> Origin<'a> {
+    /// A path whose contents hash to it may have no derivation at all: nothing about its making could change it. Any other
+    /// path without one has facts that aren't known yet.
+    pub fn of(
+        policy: &Policy,
+        provenance: &Provenance,
+        deriver: Option<&'a StorePath>,
+        resolved: &'a Resolved,
+        known: &'a Known,
+    ) -> Self {
+        let needs = policy.needs();
+        let made_by = deriver.and_then(|path| {
+            let derivation = resolved.known.get(path)?;
+            // a deriver that doesn't yield the path says nothing about it
+            Some((path, derivation.output(provenance.path())?.as_str(), derivation.as_ref()))
+        });
+        let addressed = matches!(provenance.kind(), ProvenanceKind::ContentAddress { .. });
+        let built = match (made_by, provenance.kind()) {
+            (Some(found), ProvenanceKind::Derivation { .. } | ProvenanceKind::ContentAddress { .. }) => {
+                Fact::Known(found)
+            }
+            _ if addressed => Fact::Absent,
+            _ => Fact::Unknown,
+        };
+        let sources = match &built {
+            Fact::Known((path, ..)) if needs.sources => {
+                let closure = derivations::closure(&resolved.known, path);
+                let mut leaves: Vec<FixedLeaf> = closure.values().filter_map(|known| known.leaf()).collect();
+                leaves.sort_by(|a, b| a.path.cmp(&b.path));
+                leaves.dedup_by(|a, b| a.path == b.path);
+                Fact::Known(leaves)
+            }
+            Fact::Absent => Fact::Absent,
+            Fact::Known(_) | Fact::Unknown => Fact::Unknown,
+        };
+        let env = match &built {
+            Fact::Known(_) if needs.env.is_empty() => Fact::Known(&NO_VARIABLES),
+            Fact::Known((path, ..)) => known.env(path).map_or(Fact::Unknown, Fact::Known),
+            _ => Fact::Unknown,
+        };
+        Self { built, sources, env }
+    }
+
+    fn built(&self) -> Fact<facts::Built<'_>> {
+        match (&self.built, &self.env) {
+            (Fact::Known((derivation, output, known)), Fact::Known(env)) => Fact::Known(facts::Built {
+                derivation,
+                output,
+                system: &known.system,
+                builder: &known.builder,
+                env,
+            }),
+            (Fact::Absent, _) => Fact::Absent,
+            _ => Fact::Unknown,
+        }
+    }
+
+    /// The claim as the policy sees it.
+    pub fn claim<'b>(
+        &'b self,
+        cache: &'b str,
+        provenance: &'b Provenance,
+        nar_size: u64,
+        submitter: &'b EnrolledKey,
+    ) -> facts::Claim<'b> {
+        facts::Claim {
+            cache,
+            path: provenance.path(),
+            nar_hash: provenance.nar_hash(),
+            nar_size,
+            submitter: identity(submitter),
+            content_addressed: match provenance.kind() {
+                ProvenanceKind::ContentAddress { .. } => Fact::Known(true),
+                ProvenanceKind::Derivation { .. } => Fact::Known(false),
+                ProvenanceKind::Unproven { .. } => Fact::Unknown,
+            },
+            built: self.built(),
+            sources: match &self.sources {
+                Fact::Known(leaves) => Fact::Known(leaves.as_slice()),
+                Fact::Absent => Fact::Absent,
+                Fact::Unknown => Fact::Unknown,
+            },
+        }
+    }
+}
+
+/// An enrolled key's identity, as the policy sees it.
+pub fn identity(key: &EnrolledKey) -> Identity<'_> {
+    Identity { name: &key.identity_name, owner: key.owner.as_deref(), groups: &key.groups }
+}
+
+/// Notes that the submitters of these claims have sent the bytes: each vouches for the claims of others. Whoever waits for
+/// that is judged again.
+async fn vouch(app: &App, cache: &Cache, sent: &[Sent<'_>]) -> Result<(), DbError> {
+    let rows: Vec<NewEvidence> = sent
+        .iter()
+        .map(|s| NewEvidence {
+            cache: cache.name.clone(),
+            path: s.path.clone(),
+            nar_hash: s.nar_hash,
+            kind: EvidenceKind::Submitter,
+            identity: s.session.identity,
+            key: s.session.key.clone(),
+            until: None,
+            word: None,
+            reason: String::new(),
+            envelope: None,
+        })
+        .collect();
+    let new = app.db.add_evidence(&rows, app.clock.now()).await?;
+    for path in new {
+        for push in app.db.open_pushes_of_path(&cache.name, &path).await? {
+            if sent.iter().all(|s| s.session.id != push) {
+                concerns(app, cache, &push);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Evidence about a path came: its open claims are judged again. Gives how many pushes that concerns.
+pub async fn arrived(app: &App, cache: &Arc<Cache>, path: &StorePath) -> Result<usize, DbError> {
+    let pushes = app.db.open_pushes_of_path(&cache.name, path).await?;
+    for push in &pushes {
+        concerns(app, cache, push);
+    }
+    Ok(pushes.len())
+}
+
+/// Something about an identity changed: what it has open is judged again.
+pub async fn identity_changed(app: &App, identity: i64) -> Result<(), DbError> {
+    for (name, push) in app.db.open_pushes_of(identity).await? {
+        // a cache that can't be loaded judges nothing
+        if let Ok(Some(cache)) = app.caches.get(app.db.as_ref(), &name).await {
+            concerns(app, &cache, &push);
+        }
+    }
+    Ok(())
+}
+
+/// Has a push judged again; a judgement that is under way is out of date.
+pub fn concerns(app: &App, cache: &Cache, push: &str) {
+    if let Some(session) = app.sessions.peek(push) {
+        session.progress().evidence += 1;
+    }
+    cache.report(push);
+}
+
+/// Variables of derivations' environments, from their texts. One that isn't here isn't in the answer.
+async fn environments(
+    db: &dyn Db,
+    mut derivers: Vec<StorePath>,
+    names: &[String],
+) -> Result<HashMap<StorePath, BTreeMap<String, String>>, DbError> {
+    derivers.sort();
+    derivers.dedup();
+    let mut found = HashMap::new();
+    while !derivers.is_empty() {
+        let rows = db.derivations(&derivers).await?;
+        if rows.is_empty() {
+            break;
+        }
+        for row in rows {
+            derivers.retain(|d| *d != row.path);
+            // checked when it came: one that can't be read any more says nothing
+            let Ok(derivation) = Derivation::parse(&row.text) else { continue };
+            let variable = |name: &String| {
+                let value = derivation.env_var(name)?;
+                Some((name.clone(), String::from_utf8_lossy(value).into_owned()))
+            };
+            found.insert(row.path, names.iter().filter_map(variable).collect());
+        }
+    }
+    Ok(found)
+}

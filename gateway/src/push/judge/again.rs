@@ -1,0 +1,102 @@
+//! Judges held claims again after the policy changed, by the facts that are stored with their last decisions: no push is
+//! read back and no signature checked for those that come out as before, or are held or refused by the policy alone. Those
+//! that may be published take the way that all pushes take.
+
+use std::sync::Arc;
+
+use pushgate_formats::api::PathState;
+use pushgate_policies::{
+    self as policies, Policy,
+    facts::Decision,
+    record::{Outcome, Recorded},
+};
+
+use super::JudgeError;
+use crate::{
+    app::App,
+    caches::Cache,
+    db::{ClaimUpdate, HeldDecision, Judged},
+    push::{decide, evidence},
+};
+
+/// Claims that are judged in one go; pushes have their turn in between.
+const CLAIMS: u32 = 4000;
+
+/// What a held claim comes to under another policy.
+enum Fate {
+    Same,
+    /// Its state changes, and nothing else.
+    State(Box<ClaimUpdate>),
+    /// Its push has to be judged.
+    Report,
+}
+
+/// Judges the next claims behind one. Gives where to go on, if there may be more.
+pub(super) async fn step(app: &Arc<App>, cache: &Arc<Cache>, after: i64) -> Result<Option<i64>, JudgeError> {
+    let rows = app.db.held_decisions(&cache.name, after, CLAIMS).await?;
+    let Some(last) = rows.last().map(|row| row.claim) else { return Ok(None) };
+    let more = rows.len() == CLAIMS as usize;
+    let (policy, now) = (cache.policy(), app.clock.now());
+    let judged = tokio::task::spawn_blocking(move || {
+        rows.into_iter().map(|row| (fate(&policy, &row, now), row)).collect::<Vec<_>>()
+    })
+    .await?;
+    let mut claims = Vec::new();
+    for (fate, row) in judged {
+        match fate {
+            Fate::Same => {}
+            // what is in memory is judged there, or it would show the old state
+            Fate::State(update) if app.sessions.peek(&row.push).is_none() => claims.push(*update),
+            Fate::State(_) | Fate::Report => evidence::concerns(app, cache, &row.push),
+        }
+    }
+    if !claims.is_empty() {
+        // one transaction; a crash before it leaves what every restart judges again
+        let judged = Judged { cache: cache.name.clone(), now, claims, ..Judged::default() };
+        app.db.update_held(&judged).await?;
+        app.sweep.notify_one();
+    }
+    Ok(more.then_some(last))
+}
+
+fn fate(policy: &Arc<Policy>, row: &HeldDecision, now: u64) -> Fate {
+    let Ok(recorded) = serde_json::from_str::<Recorded>(&row.facts) else { return Fate::Report };
+    if !recorded.covers(policy.needs()) {
+        return Fate::Report;
+    }
+    let decision = recorded.replay(now, &policy.needs().env, |claim, evidence, moment| {
+        policies::decide(policy, claim, evidence, moment)
+    });
+    let outcome = Outcome::of(&decision);
+    // held by the policy itself, and not by something that comes after it
+    let by_policy = row.code == row.decided.outcome.code;
+    let (state, code, message, waits, again) = match decision {
+        Decision::Publish { .. } if outcome.decision == row.decided.outcome.decision => return Fate::Same,
+        Decision::Publish { .. } => return Fate::Report,
+        _ if !by_policy => {
+            return if outcome == row.decided.outcome { Fate::Same } else { Fate::Report };
+        }
+        Decision::Hold { code: "needs-derivation", .. } if outcome != row.decided.outcome => {
+            return Fate::Report;
+        }
+        Decision::Hold { code, message, waits, until, again, .. } => {
+            let again = [until, again].into_iter().flatten().min();
+            (PathState::Held, code, message, decide::waits_shown(&waits).0, again)
+        }
+        Decision::Reject { code, message, .. } => (PathState::Rejected, code, message, vec![], None),
+    };
+    if outcome == row.decided.outcome && row.message.as_ref() == Some(&message) {
+        return Fate::Same;
+    }
+    let recorded = Recorded { now, ..recorded };
+    Fate::State(Box::new(ClaimUpdate {
+        id: row.claim,
+        state,
+        code: Some(code.to_owned()),
+        message: Some(message),
+        waits,
+        waits_on: vec![],
+        decision: Some(decide::stored_outcome(policy, outcome, &recorded)),
+        again,
+    }))
+}
