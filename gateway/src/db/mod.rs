@@ -4,6 +4,7 @@
 //! Every method is one transaction. Methods take whole batches, so that a push of a thousand paths costs a handful of
 //! statements.
 
+mod acts;
 pub mod sqlite;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -11,10 +12,13 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use async_trait::async_trait;
 use pushgate_formats::{
     Sha256, StorePath,
+    acts::{ActDone, TokenInfo},
     api::{PathState, PathStatus, RealisationStatus},
     keys::{KeyName, PublicKey},
 };
-use serde::{Deserialize, Serialize};
+
+pub use acts::{Acted, Change, EventRow, GATEWAY, GATEWAY_HOST, IdentityRow, KeyRow, NewEvent, SignedAct};
+pub use pushgate_formats::api::Role;
 
 /// A fault of the database. The caller can't mend it: it is answered as `unavailable` and logged.
 #[derive(Debug, thiserror::Error)]
@@ -30,30 +34,8 @@ pub enum DbError {
 
 pub type Result<T, E = DbError> = std::result::Result<T, E>;
 
-/// What an identity may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    Submitter,
-    Verifier,
-    Admin,
-}
-
-impl Role {
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Submitter => "submitter",
-            Self::Verifier => "verifier",
-            Self::Admin => "admin",
-        }
-    }
-
-    fn parse(text: &str) -> Result<Self> {
-        [Self::Submitter, Self::Verifier, Self::Admin]
-            .into_iter()
-            .find(|r| r.as_str() == text)
-            .ok_or_else(|| DbError::Corrupt { what: "a role", value: text.into() })
-    }
+fn role(text: &str) -> Result<Role> {
+    text.parse().map_err(|_| DbError::Corrupt { what: "a role", value: text.into() })
 }
 
 /// The gateway's own constants, made once.
@@ -393,7 +375,23 @@ pub trait Db: Send + Sync + 'static {
     /// False where the name is taken, or the key's name is a submitter's.
     async fn add_cache(&self, row: &CacheRow) -> Result<bool>;
 
-    async fn add_invite(&self, invite: &InviteRow) -> Result<()>;
+    /// Records what somebody decided and carries it out: the event, the act if one was signed, and what it changes, all or
+    /// nothing.
+    async fn act(&self, event: &NewEvent, signed: Option<&SignedAct>, change: &Change) -> Result<Acted>;
+    /// What came of an act, by the digest of its envelope.
+    async fn act_by_digest(&self, digest: &Sha256) -> Result<Option<ActDone>>;
+    /// Records something that changes nothing else; gives the event's number.
+    async fn add_event(&self, event: &NewEvent) -> Result<u64>;
+    /// Events after the one with this number, oldest first; without a number the newest.
+    async fn events(&self, after: Option<u64>, cache: Option<&str>, most: u32) -> Result<Vec<EventRow>>;
+    /// All events about a path in a cache, oldest first.
+    async fn events_of_path(&self, cache: &str, path: &StorePath) -> Result<Vec<EventRow>>;
+    async fn identities(&self) -> Result<Vec<IdentityRow>>;
+    /// Tokens of one identity, or of all.
+    async fn tokens(&self, identity: Option<&str>) -> Result<Vec<TokenInfo>>;
+    /// Pushes of an identity with a claim that isn't settled for good: (cache, push).
+    async fn open_pushes_of(&self, identity: &str) -> Result<Vec<(String, String)>>;
+
     /// Whether an invite with this code was ever made, used or not.
     async fn is_invite(&self, code: &Sha256) -> Result<bool>;
     /// Uses up an invite and enrols the key, both or neither.
@@ -402,9 +400,6 @@ pub trait Db: Send + Sync + 'static {
     /// Looks a key up by the name that it enrolled with.
     async fn key_named(&self, name: &KeyName) -> Result<Option<EnrolledKey>>;
     async fn keys(&self) -> Result<Vec<EnrolledKey>>;
-    /// False where no such key is enrolled. An earlier revocation keeps its time. The identity's tokens go with it: who had
-    /// the key may have made them.
-    async fn revoke_key(&self, name: &KeyName, now: u64) -> Result<bool>;
 
     async fn add_push(
         &self,
@@ -465,11 +460,7 @@ pub trait Db: Send + Sync + 'static {
     /// Stores facts of derivations that are here already.
     async fn add_facts(&self, rows: &[DerivationRow]) -> Result<()>;
 
-    /// False where the identity has 100 good ones.
-    async fn add_token(&self, token: &TokenRow) -> Result<bool>;
     async fn token(&self, hash: &Sha256) -> Result<Option<TokenHolder>>;
-    /// Revokes all tokens of an identity; gives how many were good before.
-    async fn revoke_tokens(&self, identity: i64, now: u64) -> Result<u64>;
     /// Names a NAR file that is about to be in quarantine, or keeps its bytes for longer.
     async fn add_stock_nar(&self, row: &StockNarRow) -> Result<()>;
     /// The bytes of a NAR file that a submitter sent by its name.
