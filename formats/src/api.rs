@@ -6,7 +6,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{hash::Sha256, keys::Signature, store_path::StorePath};
+use crate::{
+    hash::Sha256,
+    keys::Signature,
+    store_path::{StorePath, shown},
+};
 
 /// Most paths in one announcement; a client splits larger closures.
 pub const MAX_PATHS: usize = 20_000;
@@ -20,6 +24,39 @@ pub const MAX_ANNOUNCEMENT: usize = 48 << 20;
 pub const MAX_VALIDITY: u64 = 3600;
 /// How far a client's clock may be ahead of the gateway's, in seconds.
 pub const CLOCK_SKEW: u64 = 300;
+
+/// What an identity may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Pushes.
+    Submitter,
+    /// Rebuilds.
+    Verifier,
+    /// Decides about identities and claims.
+    Admin,
+}
+
+impl Role {
+    pub const ALL: [Self; 3] = [Self::Submitter, Self::Verifier, Self::Admin];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Submitter => "submitter",
+            Self::Verifier => "verifier",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl std::str::FromStr for Role {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let role = Self::ALL.into_iter().find(|role| role.as_str() == text);
+        role.ok_or_else(|| format!("`{}` is none of submitter, verifier, admin", shown(text.as_bytes())))
+    }
+}
 
 /// Whom a signed message is meant for; both are pinned when the client joins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

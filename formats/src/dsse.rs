@@ -13,6 +13,8 @@ use crate::{
 pub const ANNOUNCEMENT: &str = "application/vnd.pushgate.announcement+json";
 /// Payload type of an enrolment: the JSON of [`crate::api::Enrolment`].
 pub const ENROLMENT: &str = "application/vnd.pushgate.enrolment+json";
+/// Payload type of what a person decides: the JSON of [`crate::acts::Act`].
+pub const ACT: &str = "application/vnd.pushgate.act+json";
 /// Payload type of a signed read request: the JSON of [`crate::api::SignedRequest`].
 pub const REQUEST: &str = "application/vnd.pushgate.request+json";
 

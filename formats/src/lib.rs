@@ -1,6 +1,7 @@
 //! Nix formats, signatures and pushgate's wire types. Pure: takes bytes, gives values or errors; opens no file, no
 //! socket, asks no clock.
 
+pub mod acts;
 pub mod api;
 pub mod base32;
 pub mod content_address;

@@ -15,7 +15,7 @@ use crate::{
     caches::{self, Caches, Places},
     clock::Clock,
     config::Config,
-    db::{Db, DbError, EnrolledKey, GatewayRow, sqlite::Sqlite},
+    db::{Db, DbError, EnrolledKey, GatewayRow, NewEvent, sqlite::Sqlite},
     error::ApiError,
     limits::{self, Budget, Disk, Full, Memory, Place, Places as UploadPlaces, Shares},
     push::{derivations::Derivations, judge, recover, session::Sessions},
@@ -69,6 +69,8 @@ pub struct App {
     /// Work that goes on after its request.
     pub background: Background,
     pub invites: crate::identities::Attempts,
+    /// Wakes those who wait for events.
+    news: watch::Sender<()>,
     submitters: Mutex<HashMap<i64, Arc<Submitter>>>,
 }
 
@@ -212,6 +214,7 @@ impl App {
             stopping: watch::channel(false).0,
             background: Background::default(),
             invites: crate::identities::Attempts::new(config.limits.invite_attempts),
+            news: watch::channel(()).0,
             submitters: Mutex::default(),
             clock,
             config,
@@ -239,6 +242,7 @@ impl App {
         });
         app.background.spawn(recover::tend(app.clone()));
         app.background.spawn(recover::watch_policies(app.clone()));
+        app.background.spawn(crate::acts::follow_host(app.clone()));
         recover::judge_open(&app).await?;
         Ok(app)
     }
@@ -346,6 +350,40 @@ impl App {
             all.get(&identity).cloned()
         };
         submitter?.quarantined.lock().await.upgrade()
+    }
+
+    /// Records something that changes nothing else; gives the event's number.
+    pub async fn event(&self, event: &NewEvent) -> Result<u64, DbError> {
+        let id = self.db.add_event(event).await?;
+        self.tell_of_events();
+        Ok(id)
+    }
+
+    /// Wakes those who wait for events: one was written.
+    pub fn tell_of_events(&self) {
+        self.news.send_replace(());
+    }
+
+    /// Changes whenever an event was written since.
+    pub fn news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
+    }
+
+    /// Has all pushes of an identity judged again that aren't settled for good: something about it has changed. What fails
+    /// is logged; all open pushes are looked at again from time to time anyway.
+    pub async fn report_pushes_of(&self, identity: &str) {
+        let open = match self.db.open_pushes_of(identity).await {
+            Ok(open) => open,
+            Err(e) => {
+                let error = &e as &dyn std::error::Error;
+                return tracing::warn!(error, identity, "its open pushes are judged again later");
+            }
+        };
+        for (cache, push) in open {
+            if let Ok(Some(cache)) = self.caches.get(self.db.as_ref(), &cache).await {
+                crate::push::evidence::concerns(self, &cache, &push);
+            }
+        }
     }
 
     /// Stops: judges finish their batch, background work is waited for.

@@ -6,6 +6,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
 use pushgate_formats::{
     Sha256,
+    acts::{ActError, check_groups, check_name, check_owner},
     api::{CLOCK_SKEW, Enrolment, SignedRequest},
     base32,
     dsse::{self, Envelope},
@@ -15,7 +16,7 @@ use subtle::ConstantTimeEq;
 
 use crate::{
     app::App,
-    db::{Db, DbError, EnrolledKey, InviteRow, Redeemed, Role},
+    db::{Acted, Change, Db, DbError, EnrolledKey, GATEWAY_HOST, InviteRow, NewEvent, Redeemed, Role},
     error::ApiError,
 };
 
@@ -39,8 +40,8 @@ pub struct Invite {
 
 #[derive(Debug, thiserror::Error)]
 pub enum InviteError {
-    #[error("`{0}` can't be a name: 1 to 100 of the characters a-z, A-Z, 0-9, `.`, `_`, `+`, `-`")]
-    Name(String),
+    #[error(transparent)]
+    Form(#[from] ActError),
     #[error("`{name}` is enrolled as {role} already")]
     OtherRole { name: String, role: &'static str },
     #[error("there is no cache `{0}`")]
@@ -49,9 +50,33 @@ pub enum InviteError {
     Db(#[from] DbError),
 }
 
-/// Makes an invite; gives the code, which is stored nowhere. For a name that is enrolled already it adds a key to it.
+/// Makes an invite for a command on the gateway's host; gives the code, which is stored nowhere.
 pub async fn invite(db: &dyn Db, now: u64, invite: Invite) -> Result<String, InviteError> {
-    KeyName::new(&invite.name).map_err(|_| InviteError::Name(crate::error::clean(&invite.name)))?;
+    // no character that a shell or an option parser could stumble over
+    let code = base32::encode(&crate::random::bytes::<20>());
+    let expires = now.saturating_add(invite.ttl);
+    let row = invite_row(db, now, invite, Sha256::of(code.as_bytes()), expires).await?;
+    let event = NewEvent {
+        subject: Some(row.name.clone()),
+        detail: invite_in_words(&row),
+        ..NewEvent::new(now, GATEWAY_HOST, "invite")
+    };
+    // 160 random bits are another's code never
+    db.act(&event, None, &Change::Invite(row)).await?;
+    Ok(code)
+}
+
+/// Checks an invite. For a name that is enrolled already it adds a key to it, and leaves owner and groups alone.
+pub(crate) async fn invite_row(
+    db: &dyn Db,
+    now: u64,
+    invite: Invite,
+    code: Sha256,
+    expires: u64,
+) -> Result<InviteRow, InviteError> {
+    check_name(&invite.name)?;
+    invite.owner.as_deref().map_or(Ok(()), check_owner)?;
+    check_groups(&invite.groups)?;
     if let Some(known) = db.keys().await?.into_iter().find(|k| k.identity_name == invite.name)
         && known.role != invite.role
     {
@@ -60,24 +85,46 @@ pub async fn invite(db: &dyn Db, now: u64, invite: Invite) -> Result<String, Inv
     let caches = db.caches().await?;
     for name in invite.caches.iter().flatten() {
         if !caches.iter().any(|c| c.name == *name) {
-            return Err(InviteError::NoCache(name.clone()));
+            return Err(InviteError::NoCache(crate::error::clean(name)));
         }
     }
-    // no character that a shell or an option parser could stumble over
-    let code = base32::encode(&crate::random::bytes::<20>());
-    db.add_invite(&InviteRow {
-        code: Sha256::of(code.as_bytes()),
+    Ok(InviteRow {
+        code,
         name: invite.name,
         role: invite.role,
         owner: invite.owner,
         groups: invite.groups,
         caches: invite.caches,
         created: now,
-        expires: now + invite.ttl,
+        expires,
         key_expires: invite.key_expires,
     })
-    .await?;
-    Ok(code)
+}
+
+/// What an invite is for, as its event says it.
+pub(crate) fn invite_in_words(invite: &InviteRow) -> String {
+    let mut words = format!("as {}", invite.role.as_str());
+    if let Some(owner) = &invite.owner {
+        words += &format!(", owner {owner}");
+    }
+    for (what, names) in [("groups", Some(&invite.groups)), ("caches", invite.caches.as_ref())] {
+        if let Some(names) = names.filter(|names| !names.is_empty()) {
+            words += &format!(", {what} {}", names.join(" "));
+        }
+    }
+    words
+}
+
+/// Revokes a key for a command on the gateway's host. False where no such key is enrolled.
+pub async fn revoke_key(db: &dyn Db, name: &KeyName, now: u64) -> Result<bool, DbError> {
+    let identity = db.key_named(name).await?.map(|key| key.identity_name);
+    let event = NewEvent {
+        subject: identity,
+        detail: format!("the key {name}"),
+        ..NewEvent::new(now, GATEWAY_HOST, "revoke-key")
+    };
+    let acted = db.act(&event, None, &Change::RevokeKey(name.clone())).await?;
+    Ok(matches!(acted, Acted::Done(_)))
 }
 
 /// Counts failed attempts at invites, over all comers: a code has 160 random bits, this only keeps the log quiet.
@@ -136,6 +183,7 @@ pub async fn enrol(app: &App, envelope: &Envelope) -> Result<(String, Role), Api
     match app.db.redeem(&code, &key, now).await? {
         Redeemed::Enrolled { identity, role } => {
             tracing::info!(identity, role = role.as_str(), key = %key, "enrolled");
+            app.tell_of_events();
             Ok((identity, role))
         }
         Redeemed::Invalid => {

@@ -1,6 +1,7 @@
 //! The pushgate server. The life of a push is in [`push`], a module a stage; [`db`] and [`blobs`] are the seams to what
 //! stores it; [`http`] holds the routes.
 
+pub mod acts;
 pub mod app;
 pub mod blobs;
 pub mod caches;

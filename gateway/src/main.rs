@@ -51,7 +51,8 @@ enum Command {
         name: String,
         #[command(flatten)]
         data: Data,
-        #[arg(long, value_enum, default_value = "submitter")]
+        /// What it may do: submitter, verifier or admin.
+        #[arg(long, default_value = "submitter")]
         role: Role,
         /// Who stands behind it. Identities of one owner count once; without an owner they vouch for nobody.
         #[arg(long)]
@@ -187,7 +188,7 @@ async fn run() -> anyhow::Result<()> {
             let (db, _) = open_existing(&data, &clock).await?;
             // the whole key as `list` prints it will do as well
             let name = name.split(':').next().unwrap_or_default();
-            if !db.revoke_key(&KeyName::new(name)?, clock.now()).await? {
+            if !identities::revoke_key(db.as_ref(), &KeyName::new(name)?, clock.now()).await? {
                 bail!("no enrolled key has the name `{name}`; see `pushgate-gateway key list`");
             }
             println!("revoked {name}");

@@ -5,7 +5,7 @@ use pushgate_formats::{Sha256, base32};
 
 use crate::{
     app::App,
-    db::{Db, DbError, Role, TokenHolder, TokenRow},
+    db::{Acted, Change, Db, DbError, GATEWAY_HOST, NewEvent, Role, TokenHolder, TokenRow},
     error::{ApiError, clean},
 };
 
@@ -21,23 +21,36 @@ pub enum TokenError {
     Db(#[from] DbError),
 }
 
-/// Makes a token for an identity; gives the text, which is stored nowhere.
+/// Makes a token; gives the text, which is stored nowhere. The event says who wants it and for whom.
 pub async fn make(
     db: &dyn Db,
+    event: NewEvent,
     identity: i64,
     cache: &str,
-    now: u64,
     expires: Option<u64>,
 ) -> Result<String, TokenError> {
     // no character that a netrc file or a shell could stumble over
     let token = base32::encode(&crate::random::bytes::<20>());
     let hash = Sha256::of(token.as_bytes());
-    let row = TokenRow { hash, identity, cache: cache.to_owned(), created: now, expires };
-    if db.add_token(&row).await? { Ok(token) } else { Err(TokenError::TooMany) }
+    let row = TokenRow { hash, identity, cache: cache.to_owned(), created: event.time, expires };
+    match db.act(&event, None, &Change::MakeToken(row)).await? {
+        Acted::TooManyTokens => Err(TokenError::TooMany),
+        // 160 random bits are another's token never
+        _ => Ok(token),
+    }
+}
+
+/// The event of a token for an identity.
+pub fn made(now: u64, who: &str, name: &str, cache: &str) -> NewEvent {
+    NewEvent {
+        cache: Some(cache.to_owned()),
+        subject: Some(name.to_owned()),
+        ..NewEvent::new(now, who, "make-token")
+    }
 }
 
 /// The enrolled submitter of a name.
-async fn submitter(db: &dyn Db, name: &str) -> Result<i64, TokenError> {
+pub(crate) async fn submitter(db: &dyn Db, name: &str) -> Result<i64, TokenError> {
     let keys = db.keys().await?;
     let found = keys.iter().find(|k| k.identity_name == name && k.role == Role::Submitter);
     found.map(|k| k.identity).ok_or_else(|| TokenError::NoSubmitter(clean(name)))
@@ -55,13 +68,23 @@ pub async fn make_for(
     if !db.caches().await?.iter().any(|c| c.name == cache) {
         return Err(TokenError::NoCache(clean(cache)));
     }
-    make(db, identity, cache, now, ttl.map(|ttl| now.saturating_add(ttl))).await
+    let expires = ttl.map(|ttl| now.saturating_add(ttl));
+    make(db, made(now, GATEWAY_HOST, name, cache), identity, cache, expires).await
 }
 
 /// Revokes all tokens of a submitter; gives how many were good before.
 pub async fn revoke(db: &dyn Db, name: &str, now: u64) -> Result<u64, TokenError> {
-    let identity = submitter(db, name).await?;
-    Ok(db.revoke_tokens(identity, now).await?)
+    submitter(db, name).await?;
+    let event = NewEvent {
+        subject: Some(name.to_owned()),
+        detail: "all tokens".into(),
+        ..NewEvent::new(now, GATEWAY_HOST, "revoke-token")
+    };
+    let change = Change::RevokeTokens { name: name.to_owned(), token: None };
+    match db.act(&event, None, &change).await? {
+        Acted::Done(done) => Ok(done.changed),
+        _ => Err(TokenError::NoSubmitter(clean(name))),
+    }
 }
 
 /// Finds out whose token it is. `login` is the user name that came with it, if one did.

@@ -3,12 +3,14 @@
 //!
 //! What goes wrong in the harness itself panics: then the test has failed.
 
+mod acts;
 mod client;
 mod packages;
 mod remote;
 mod snapshot;
 mod stock;
 
+pub use acts::{act, sealed_act};
 pub use client::{Draft, Pushed, Refused, Submitter, framed, framed_as, packed_derivations};
 pub use packages::{Item, Package, PackageBuilder, directory_nar, file_nar, random_hex};
 pub use remote::{Remote, Tally, all_published};
@@ -143,7 +145,9 @@ impl Forge {
 
     /// Revokes a key, as the admin would.
     pub async fn revoke(&self, key: &SecretKey) {
-        let known = self.app.db.revoke_key(key.name(), self.clock.now()).await.expect("the database");
+        let (db, now) = (self.app.db.as_ref(), self.clock.now());
+        let known =
+            pushgate_gateway::identities::revoke_key(db, key.name(), now).await.expect("the database");
         assert!(known, "no key `{}` is enrolled", key.name());
     }
 

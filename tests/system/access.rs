@@ -6,6 +6,7 @@ use std::process::Command;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use pushgate_formats::{
     Sha256, StorePath,
+    acts::Deed,
     api::{
         Announced, AnnouncedPath, Announcement, Audience, Enrolment, GatewayInfo, MissingPath, MissingQuery,
         PathState, PushStatus, SignedRequest,
@@ -15,7 +16,10 @@ use pushgate_formats::{
     narinfo::fingerprint,
 };
 use pushgate_gateway::http::{Access, table};
-use pushgate_tests::process::{Answer, Gateway, Web, names, workspace};
+use pushgate_tests::{
+    forge::{act, sealed_act},
+    process::{Answer, Gateway, Web, names, workspace},
+};
 use reqwest::Method;
 
 /// A gateway and everybody who may come along.
@@ -29,6 +33,8 @@ struct Stage {
     verifier: SecretKey,
     admin: SecretKey,
     revoked: SecretKey,
+    frozen: SecretKey,
+    frozen_admin: SecretKey,
     stranger: SecretKey,
     /// The owner's, which waits for bytes.
     push: Announced,
@@ -36,8 +42,10 @@ struct Stage {
     other_push: Announced,
     /// By a key that was revoked since.
     revoked_push: Announced,
-    /// For stock Nix: the owner's, the owner's for another cache, and one that was revoked.
-    stock: [String; 3],
+    /// By a submitter who was frozen since.
+    frozen_push: Announced,
+    /// For stock Nix: the owner's, the owner's for another cache, one that was revoked, and a frozen submitter's.
+    stock: [String; 4],
     counter: std::cell::Cell<u8>,
 }
 
@@ -49,6 +57,9 @@ enum Caller {
     Verifier,
     Admin,
     Revoked,
+    /// A submitter whom an admin has frozen.
+    Frozen,
+    FrozenAdmin,
     /// Signs well, with a key that nobody enrolled.
     Stranger,
     /// Says that it is the owner and signs with another key.
@@ -77,15 +88,19 @@ enum Caller {
     StockTokenForAnotherCache,
     /// One that was revoked.
     RevokedStockToken,
+    /// A frozen submitter's.
+    FrozenStockToken,
 }
 
-const CALLERS: [Caller; 20] = [
+const CALLERS: [Caller; 23] = [
     Caller::Anonymous,
     Caller::Owner,
     Caller::Other,
     Caller::Verifier,
     Caller::Admin,
     Caller::Revoked,
+    Caller::Frozen,
+    Caller::FrozenAdmin,
     Caller::Stranger,
     Caller::Impostor,
     Caller::ForAnotherPath,
@@ -100,6 +115,7 @@ const CALLERS: [Caller; 20] = [
     Caller::StockTokenUnderAnotherName,
     Caller::StockTokenForAnotherCache,
     Caller::RevokedStockToken,
+    Caller::FrozenStockToken,
 ];
 
 /// The status that each caller has to get, apart from what a handler finds wrong with a request that it was given.
@@ -110,10 +126,17 @@ fn expected(access: Access, path: &str, caller: Caller) -> u16 {
         (Access::Anybody | Access::Signed, _) => 200,
         (Access::Submitter | Access::PushOrOwner, Owner) => 200,
         // what isn't his own isn't there
-        (Access::PushOrOwner, Other) => 404,
-        (Access::Submitter, Other) if path.ends_with("/paths/{path}") => 404,
-        (Access::Submitter, Other) => 200,
-        (Access::Submitter | Access::PushOrOwner, Verifier | Admin | Revoked | ForAnotherGateway) => 403,
+        (Access::PushOrOwner, Other | Frozen) => 404,
+        (Access::Submitter, Other | Frozen) if path.ends_with("/paths/{path}") => 404,
+        // whoever is frozen may look at what became of his pushes, and do nothing
+        (Access::Submitter, Frozen) if path.ends_with("/tokens") => 403,
+        (Access::Submitter, Other | Frozen) => 200,
+        (
+            Access::Submitter | Access::PushOrOwner,
+            Verifier | Admin | Revoked | FrozenAdmin | ForAnotherGateway,
+        ) => 403,
+        (Access::Admin, Admin) => 200,
+        (Access::Admin, Owner | Other | Verifier | Revoked | Frozen | FrozenAdmin | ForAnotherGateway) => 403,
         (Access::Push | Access::PushOrOwner, Token) => 200,
         (Access::Push | Access::PushOrOwner, OtherToken | WrongToken) => 403,
         // a signed request is short-lived, but it could be repeated: good for reading only
@@ -121,7 +144,7 @@ fn expected(access: Access, path: &str, caller: Caller) -> u16 {
         // anything but 401 would mean "not there" to stock Nix
         (Access::Token, StockToken) => 200,
         (Access::Token, _) => 401,
-        (Access::Submitter | Access::PushOrOwner, _) => 401,
+        (Access::Submitter | Access::PushOrOwner | Access::Admin, _) => 401,
     }
 }
 
@@ -152,6 +175,8 @@ impl Stage {
         let (verifier, admin) =
             (enrol("victor", &["--role", "verifier"]), enrol("ada", &["--role", "admin"]));
         let revoked = enrol("carol", &[]);
+        let frozen = enrol("fred", &[]);
+        let frozen_admin = enrol("fay", &["--role", "admin"]);
         let stranger = SecretKey::from_seed(KeyName::new("mallory-1").unwrap(), &[7; 32]);
         let announce = |key: &SecretKey, n: u8| -> Announced {
             let body = announcement(&info.gateway, info.time, key, n);
@@ -162,12 +187,20 @@ impl Stage {
         };
         let (push, other_push, revoked_push) =
             (announce(&owner, 1), announce(&other, 2), announce(&revoked, 3));
+        let frozen_push = announce(&frozen, 4);
         gateway.admin(&["key", "revoke", "carol-1"]).ended_with(0);
         gateway.add_cache("second");
         let revoked_token = gateway.admin(&["token", "alice"]).line();
         gateway.admin(&["token", "alice", "--revoke"]).ended_with(0);
         let token = |cache: &str| gateway.admin(&["token", "alice", "--cache", cache]).line();
-        let stock = [token("main"), token("second"), revoked_token];
+        let frozen_token = gateway.admin(&["token", "fred"]).line();
+        let stock = [token("main"), token("second"), revoked_token, frozen_token];
+        for name in ["fred", "fay"] {
+            let freeze = act(&info.gateway, info.time, Deed::Freeze { name: name.to_owned() });
+            let answer =
+                web.ask(&Method::POST, &gateway.url("/api/v1/acts"), &[], sealed_act(&freeze, &admin));
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
         let (id, now) = (info.gateway, info.time);
         Self {
             gateway,
@@ -179,10 +212,13 @@ impl Stage {
             verifier,
             admin,
             revoked,
+            frozen,
+            frozen_admin,
             stranger,
             push,
             other_push,
             revoked_push,
+            frozen_push,
             stock,
             counter: std::cell::Cell::new(20),
         }
@@ -204,6 +240,8 @@ impl Stage {
             Caller::Verifier => dsse_header(&self.verifier, &good),
             Caller::Admin => dsse_header(&self.admin, &good),
             Caller::Revoked => dsse_header(&self.revoked, &good),
+            Caller::Frozen => dsse_header(&self.frozen, &good),
+            Caller::FrozenAdmin => dsse_header(&self.frozen_admin, &good),
             Caller::Stranger => dsse_header(&self.stranger, &good),
             Caller::Impostor => {
                 dsse_header(&SecretKey::from_seed(self.owner.name().clone(), &[9; 32]), &good)
@@ -229,6 +267,7 @@ impl Stage {
             Caller::StockTokenUnderAnotherName => Some(basic("bob", &self.stock[0])),
             Caller::StockTokenForAnotherCache => Some(basic("alice", &self.stock[1])),
             Caller::RevokedStockToken => Some(basic("alice", &self.stock[2])),
+            Caller::FrozenStockToken => Some(basic("fred", &self.stock[3])),
         }
     }
 
@@ -267,6 +306,10 @@ impl Stage {
                 paths: vec![MissingPath { path: self::path(200), nar_hash: Sha256::of(b"") }],
             }),
             ("POST", "/api/v1/caches/{cache}/pushes") => announcement(&self.id, self.now, &self.owner, 1),
+            ("POST", "/api/v1/acts") => {
+                let groups = Deed::Groups { name: "alice".to_owned(), groups: vec![] };
+                sealed_act(&act(&self.id, self.now, groups), &self.admin)
+            }
             ("POST", "/api/v1/pushes/{push}/derivations") => zstd::encode_all(&[][..], 1).unwrap(),
             ("POST", "/api/v1/pushes/{push}/nars" | "/api/v1/caches/{cache}/tokens") => vec![],
             ("PUT", "/{cache}/push/{*file}") => b"{}".to_vec(),
@@ -400,6 +443,53 @@ fn what_is_signed_counts_by_who_signed_it() {
     assert_eq!(enrol(&"0".repeat(32), &fresh, &fresh), forbidden("invite-invalid"));
     assert_eq!(enrol(&code, &fresh, &fresh), (200, None));
     assert_eq!(enrol(&code, &stage.stranger, &stage.stranger), forbidden("invite-invalid"));
+}
+
+/// Acts are by whoever signed them, too.
+#[test]
+fn only_admins_act_on_identities() {
+    let stage = Stage::set();
+    let send = |key: &SecretKey| {
+        let freeze = Deed::Freeze { name: "bob".to_owned() };
+        let body = sealed_act(&act(&stage.id, stage.now, freeze), key);
+        let answer = stage.web.ask(&Method::POST, &stage.gateway.url("/api/v1/acts"), &[], body);
+        (answer.status.as_u16(), answer.code())
+    };
+    let forbidden = |code: &str| (403, Some(code.to_owned()));
+    for key in [&stage.owner, &stage.other, &stage.verifier] {
+        assert_eq!(send(key), forbidden("forbidden"), "{}", key.name());
+    }
+    assert_eq!(send(&stage.revoked), forbidden("key-revoked"));
+    assert_eq!(send(&stage.frozen), forbidden("identity-frozen"));
+    assert_eq!(send(&stage.frozen_admin), forbidden("identity-frozen"));
+    assert_eq!(send(&stage.stranger), forbidden("key-unknown"));
+    let impostor = SecretKey::from_seed(stage.admin.name().clone(), &[9; 32]);
+    assert_eq!(send(&impostor), forbidden("signature-invalid"));
+    let announce = |key: &SecretKey| {
+        let body = announcement(&stage.id, stage.now, key, 9);
+        stage.web.ask(&Method::POST, &stage.gateway.url("/api/v1/caches/main/pushes"), &[], body).status
+    };
+    assert_eq!(announce(&stage.other), 200, "nobody was frozen");
+    assert_eq!(announce(&stage.frozen), 403);
+    assert_eq!(send(&stage.admin), (200, None));
+    assert_eq!(announce(&stage.other), 403);
+}
+
+#[test]
+fn a_frozen_submitter_stops_at_once() {
+    let stage = Stage::set();
+    let push = &stage.frozen_push;
+    let bearer = format!("Bearer {}", push.token);
+    for what in ["derivations", "nars"] {
+        let url = stage.gateway.url(&format!("/api/v1/pushes/{}/{what}", push.status.push));
+        let answer = stage.web.ask(&Method::POST, &url, &[("authorization", &bearer)], vec![]);
+        assert_eq!(
+            (answer.status.as_u16(), answer.code().as_deref()),
+            (403, Some("identity-frozen")),
+            "{what}"
+        );
+    }
+    assert_eq!(stage.gateway.metric("pushgate_nars_taken_total"), 0);
 }
 
 #[test]

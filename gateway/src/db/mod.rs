@@ -4,6 +4,8 @@
 //! Every method is one transaction. Methods take whole batches, so that a push of a thousand paths costs a handful of
 //! statements.
 
+mod acts;
+mod evidence;
 pub mod sqlite;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -11,11 +13,16 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use async_trait::async_trait;
 use pushgate_formats::{
     Sha256, StorePath,
+    acts::{ActDone, TokenInfo},
     api::{PathState, PathStatus, RealisationStatus},
     keys::{KeyName, PublicKey},
 };
-use pushgate_policies::record::Outcome;
-use serde::{Deserialize, Serialize};
+
+pub use acts::{Acted, Change, EventRow, GATEWAY, GATEWAY_HOST, IdentityRow, KeyRow, NewEvent, SignedAct};
+pub use evidence::{
+    ClaimShown, Decided, DecisionRow, EvidenceKind, EvidenceRow, HeldDecision, NewDecision, NewEvidence,
+};
+pub use pushgate_formats::api::Role;
 
 /// A fault of the database. The caller can't mend it: it is answered as `unavailable` and logged.
 #[derive(Debug, thiserror::Error)]
@@ -31,30 +38,8 @@ pub enum DbError {
 
 pub type Result<T, E = DbError> = std::result::Result<T, E>;
 
-/// What an identity may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    Submitter,
-    Verifier,
-    Admin,
-}
-
-impl Role {
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Submitter => "submitter",
-            Self::Verifier => "verifier",
-            Self::Admin => "admin",
-        }
-    }
-
-    fn parse(text: &str) -> Result<Self> {
-        [Self::Submitter, Self::Verifier, Self::Admin]
-            .into_iter()
-            .find(|r| r.as_str() == text)
-            .ok_or_else(|| DbError::Corrupt { what: "a role", value: text.into() })
-    }
+fn role(text: &str) -> Result<Role> {
+    text.parse().map_err(|_| DbError::Corrupt { what: "a role", value: text.into() })
 }
 
 /// The gateway's own constants, made once.
@@ -232,16 +217,6 @@ pub struct ClaimRow {
     pub decided: Option<Decided>,
 }
 
-/// A decision without what it rested on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Decided {
-    /// Digest of the policy that made it.
-    pub policy: Sha256,
-    /// Digest of what it rested on, but for the time.
-    pub facts: Sha256,
-    pub outcome: Outcome,
-}
-
 impl From<ClaimRow> for PathStatus {
     fn from(claim: ClaimRow) -> Self {
         let waits_for = match claim.state {
@@ -267,113 +242,6 @@ pub struct ClaimUpdate {
     pub decision: Option<NewDecision>,
     /// Seconds since 1970: when time alone may change it.
     pub again: Option<u64>,
-}
-
-/// A decision to be stored.
-#[derive(Debug, Clone)]
-pub struct NewDecision {
-    pub decided: Decided,
-    /// JSON of [`pushgate_policies::record::Recorded`].
-    pub facts: String,
-}
-
-/// A stored decision of a claim that is still held.
-#[derive(Debug, Clone)]
-pub struct HeldDecision {
-    pub claim: i64,
-    pub push: String,
-    /// The claim's own code: another than the decision's where something beside the policy holds it.
-    pub code: Option<String>,
-    pub message: Option<String>,
-    pub decided: Decided,
-    /// JSON of [`pushgate_policies::record::Recorded`].
-    pub facts: String,
-}
-
-/// A stored decision, for replay.
-#[derive(Debug, Clone)]
-pub struct DecisionRow {
-    pub id: i64,
-    pub decided: Decided,
-    /// JSON of [`pushgate_policies::record::Recorded`].
-    pub facts: String,
-    pub made: u64,
-}
-
-/// Kinds of evidence that people give.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum EvidenceKind {
-    /// He claims it too, and has sent the bytes.
-    Submitter,
-    Approval,
-    Waiver,
-    Refusal,
-    /// Of claims that differ, this one stands.
-    Settlement,
-}
-
-impl EvidenceKind {
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Submitter => "submitter",
-            Self::Approval => "approval",
-            Self::Waiver => "waiver",
-            Self::Refusal => "refusal",
-            Self::Settlement => "settlement",
-        }
-    }
-
-    fn parse(text: &str) -> Result<Self> {
-        [Self::Submitter, Self::Approval, Self::Waiver, Self::Refusal, Self::Settlement]
-            .into_iter()
-            .find(|k| k.as_str() == text)
-            .ok_or_else(|| DbError::Corrupt { what: "a kind of evidence", value: text.into() })
-    }
-}
-
-/// Evidence to be added.
-#[derive(Debug, Clone)]
-pub struct NewEvidence {
-    pub cache: String,
-    pub path: StorePath,
-    pub nar_hash: Sha256,
-    pub kind: EvidenceKind,
-    pub identity: i64,
-    pub key: PublicKey,
-    /// Seconds since 1970; counts until then.
-    pub until: Option<u64>,
-    /// Of a waiver: the requirement.
-    pub word: Option<String>,
-    pub reason: String,
-    /// The signed act.
-    pub envelope: Option<Vec<u8>>,
-}
-
-/// Evidence as it counts: of an identity that isn't frozen, by a key that isn't revoked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EvidenceRow {
-    pub path: StorePath,
-    pub nar_hash: Sha256,
-    pub kind: EvidenceKind,
-    pub by: String,
-    pub role: Role,
-    pub owner: Option<String>,
-    pub groups: Vec<String>,
-    pub until: Option<u64>,
-    pub word: Option<String>,
-    pub reason: String,
-    pub created: u64,
-}
-
-/// A claim with what an admin sees of it.
-#[derive(Debug, Clone)]
-pub struct ClaimShown {
-    pub claim: ClaimRow,
-    pub submitter: String,
-    pub owner: Option<String>,
-    /// Seconds since 1970: when it was announced, and when it is given up.
-    pub announced: u64,
-    pub expires: u64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -518,7 +386,23 @@ pub trait Db: Send + Sync + 'static {
     /// False where the name is taken, or the key's name is a submitter's.
     async fn add_cache(&self, row: &CacheRow) -> Result<bool>;
 
-    async fn add_invite(&self, invite: &InviteRow) -> Result<()>;
+    /// Records what somebody decided and carries it out: the event, the act if one was signed, and what it changes, all or
+    /// nothing.
+    async fn act(&self, event: &NewEvent, signed: Option<&SignedAct>, change: &Change) -> Result<Acted>;
+    /// What came of an act, by the digest of its envelope.
+    async fn act_by_digest(&self, digest: &Sha256) -> Result<Option<ActDone>>;
+    /// Records something that changes nothing else; gives the event's number.
+    async fn add_event(&self, event: &NewEvent) -> Result<u64>;
+    /// Events after the one with this number, oldest first; without a number the newest.
+    async fn events(&self, after: Option<u64>, cache: Option<&str>, most: u32) -> Result<Vec<EventRow>>;
+    /// All events about a path in a cache, oldest first.
+    async fn events_of_path(&self, cache: &str, path: &StorePath) -> Result<Vec<EventRow>>;
+    async fn identities(&self) -> Result<Vec<IdentityRow>>;
+    /// Tokens of one identity, or of all.
+    async fn tokens(&self, identity: Option<&str>) -> Result<Vec<TokenInfo>>;
+    /// Pushes of an identity with a claim that isn't settled for good: (cache, push).
+    async fn open_pushes_of(&self, identity: &str) -> Result<Vec<(String, String)>>;
+
     /// Whether an invite with this code was ever made, used or not.
     async fn is_invite(&self, code: &Sha256) -> Result<bool>;
     /// Uses up an invite and enrols the key, both or neither.
@@ -527,9 +411,6 @@ pub trait Db: Send + Sync + 'static {
     /// Looks a key up by the name that it enrolled with.
     async fn key_named(&self, name: &KeyName) -> Result<Option<EnrolledKey>>;
     async fn keys(&self) -> Result<Vec<EnrolledKey>>;
-    /// False where no such key is enrolled. An earlier revocation keeps its time. The identity's tokens go with it: who had
-    /// the key may have made them.
-    async fn revoke_key(&self, name: &KeyName, now: u64) -> Result<bool>;
 
     async fn add_push(
         &self,
@@ -590,11 +471,7 @@ pub trait Db: Send + Sync + 'static {
     /// Stores facts of derivations that are here already.
     async fn add_facts(&self, rows: &[DerivationRow]) -> Result<()>;
 
-    /// False where the identity has 100 good ones.
-    async fn add_token(&self, token: &TokenRow) -> Result<bool>;
     async fn token(&self, hash: &Sha256) -> Result<Option<TokenHolder>>;
-    /// Revokes all tokens of an identity; gives how many were good before.
-    async fn revoke_tokens(&self, identity: i64, now: u64) -> Result<u64>;
     /// Names a NAR file that is about to be in quarantine, or keeps its bytes for longer.
     async fn add_stock_nar(&self, row: &StockNarRow) -> Result<()>;
     /// The bytes of a NAR file that a submitter sent by its name.
@@ -654,8 +531,6 @@ pub trait Db: Send + Sync + 'static {
     async fn due_pushes(&self, now: u64) -> Result<Vec<(String, String)>>;
     /// Pushes with a claim of this path that isn't settled for good.
     async fn open_pushes_of_path(&self, cache: &str, path: &StorePath) -> Result<Vec<String>>;
-    /// An identity's pushes that aren't settled for good: (cache, push).
-    async fn open_pushes_of(&self, identity: i64) -> Result<Vec<(String, String)>>;
     /// Decisions of a cache in the order that they were made, beginning behind one.
     async fn decisions(&self, cache: &str, after: i64, most: u32) -> Result<Vec<DecisionRow>>;
     /// The last decision of a claim.

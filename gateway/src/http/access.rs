@@ -20,6 +20,7 @@ use futures_util::future::Either;
 use tower::{Layer, Service, ServiceExt};
 
 use crate::{
+    acts::may_administer,
     app::App,
     db::{EnrolledKey, Role, TokenHolder},
     error::ApiError,
@@ -41,6 +42,8 @@ pub enum Access {
     Push,
     /// The holder of the push's token, or the submitter whose push it is.
     PushOrOwner,
+    /// An admin who may act, by a signed request.
+    Admin,
     /// The holder of a submitter's token for this cache, as stock Nix has it from its netrc file.
     Token,
 }
@@ -118,6 +121,10 @@ async fn admit(app: &Arc<App>, access: Access, request: &mut Request) -> Result<
         Access::Anybody | Access::Signed => {}
         Access::Submitter => {
             let key = submitter(app, &credentials).await?;
+            request.extensions_mut().insert(key);
+        }
+        Access::Admin => {
+            let key = admin(app, &credentials).await?;
             request.extensions_mut().insert(key);
         }
         Access::Push => {
@@ -222,7 +229,8 @@ async fn by_token(app: &App, credentials: &Credentials, id: &str) -> Result<Opti
     }
 }
 
-async fn submitter(app: &App, credentials: &Credentials) -> Result<EnrolledKey, ApiError> {
+/// Whose key signed the request.
+async fn signer(app: &App, credentials: &Credentials) -> Result<EnrolledKey, ApiError> {
     let header = credentials.dsse.as_deref().ok_or_else(|| {
         ApiError::new(
             http::StatusCode::UNAUTHORIZED,
@@ -230,7 +238,11 @@ async fn submitter(app: &App, credentials: &Credentials) -> Result<EnrolledKey, 
             "this needs a request signed by an enrolled key",
         )
     })?;
-    let key = signed_request(app, &credentials.method, &credentials.target, header).await?;
+    signed_request(app, &credentials.method, &credentials.target, header).await
+}
+
+async fn submitter(app: &App, credentials: &Credentials) -> Result<EnrolledKey, ApiError> {
+    let key = signer(app, credentials).await?;
     if key.role != Role::Submitter {
         return Err(ApiError::forbidden(format!(
             "`{}` is a {}, not a submitter",
@@ -238,5 +250,11 @@ async fn submitter(app: &App, credentials: &Credentials) -> Result<EnrolledKey, 
             key.role.as_str()
         )));
     }
+    Ok(key)
+}
+
+async fn admin(app: &App, credentials: &Credentials) -> Result<EnrolledKey, ApiError> {
+    let key = signer(app, credentials).await?;
+    may_administer(&key)?;
     Ok(key)
 }

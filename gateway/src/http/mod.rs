@@ -2,6 +2,7 @@
 
 pub mod access;
 mod activity;
+pub mod admin;
 mod files;
 pub mod health;
 pub mod identity;
@@ -39,7 +40,7 @@ struct Route(Method, &'static str, Access, MethodRouter<Arc<App>>);
 
 /// Every route of the gateway.
 fn routes() -> Vec<Route> {
-    use Access::{Anybody, Push, PushOrOwner, Signed, Submitter, Token};
+    use Access::{Admin, Anybody, Push, PushOrOwner, Signed, Submitter, Token};
     let read = |path, handler| Route(Method::GET, path, Anybody, handler);
     vec![
         read("/healthz", get(health::healthz)),
@@ -55,6 +56,10 @@ fn routes() -> Vec<Route> {
         Route(Method::POST, "/api/v1/pushes/{push}/derivations", Push, post(pushes::derivations)),
         Route(Method::POST, "/api/v1/pushes/{push}/nars", Push, post(upload::nars)),
         Route(Method::POST, "/api/v1/caches/{cache}/tokens", Submitter, post(tokens::make)),
+        Route(Method::POST, "/api/v1/acts", Signed, post(admin::act)),
+        Route(Method::GET, "/api/v1/admin/identities", Admin, get(admin::identities)),
+        Route(Method::GET, "/api/v1/admin/tokens", Admin, get(admin::tokens)),
+        Route(Method::GET, "/api/v1/admin/events", Admin, get(admin::events)),
         Route(Method::GET, "/{cache}/push/{*file}", Token, get(stock::read)),
         Route(Method::PUT, "/{cache}/push/{*file}", Token, put(stock::put)),
         read("/{cache}/{*file}", get(public::file)),

@@ -290,17 +290,6 @@ pub async fn arrived(app: &App, cache: &Arc<Cache>, path: &StorePath) -> Result<
     Ok(pushes.len())
 }
 
-/// Something about an identity changed: what it has open is judged again.
-pub async fn identity_changed(app: &App, identity: i64) -> Result<(), DbError> {
-    for (name, push) in app.db.open_pushes_of(identity).await? {
-        // a cache that can't be loaded judges nothing
-        if let Ok(Some(cache)) = app.caches.get(app.db.as_ref(), &name).await {
-            concerns(app, &cache, &push);
-        }
-    }
-    Ok(())
-}
-
 /// Has a push judged again; a judgement that is under way is out of date.
 pub fn concerns(app: &App, cache: &Cache, push: &str) {
     if let Some(session) = app.sessions.peek(push) {

@@ -9,6 +9,7 @@ use std::{
 use async_trait::async_trait;
 use pushgate_formats::{
     Sha256, StorePath,
+    acts::{ActDone, TokenInfo},
     keys::{KeyName, PublicKey},
 };
 use pushgate_gateway::db::*;
@@ -77,13 +78,19 @@ seam! {
     read fn caches(&self) -> Vec<CacheRow>;
     write fn add_cache(&self, row: &CacheRow) -> bool;
 
-    write fn add_invite(&self, invite: &InviteRow) -> ();
+    write fn act(&self, event: &NewEvent, signed: Option<&SignedAct>, change: &Change) -> Acted;
+    read fn act_by_digest(&self, digest: &Sha256) -> Option<ActDone>;
+    write fn add_event(&self, event: &NewEvent) -> u64;
+    read fn events(&self, after: Option<u64>, cache: Option<&str>, most: u32) -> Vec<EventRow>;
+    read fn events_of_path(&self, cache: &str, path: &StorePath) -> Vec<EventRow>;
+    read fn identities(&self) -> Vec<IdentityRow>;
+    read fn tokens(&self, identity: Option<&str>) -> Vec<TokenInfo>;
+    read fn open_pushes_of(&self, identity: &str) -> Vec<(String, String)>;
     read fn is_invite(&self, code: &Sha256) -> bool;
     write fn redeem(&self, code: &Sha256, key: &PublicKey, now: u64) -> Redeemed;
     read fn key(&self, key: &[u8; 32]) -> Option<EnrolledKey>;
     read fn key_named(&self, name: &KeyName) -> Option<EnrolledKey>;
     read fn keys(&self) -> Vec<EnrolledKey>;
-    write fn revoke_key(&self, name: &KeyName, now: u64) -> bool;
 
     write fn add_push(&self, push: &PushRow, claims: &[NewClaim], realisations: &[RealisationRow]) -> PushAdded;
     read fn push_by_digest(&self, digest: &Sha256) -> Option<PushRow>;
@@ -114,9 +121,7 @@ seam! {
     write fn use_derivations(&self, identity: i64, paths: &[StorePath], now: u64) -> ();
     write fn add_facts(&self, rows: &[DerivationRow]) -> ();
 
-    write fn add_token(&self, token: &TokenRow) -> bool;
     read fn token(&self, hash: &Sha256) -> Option<TokenHolder>;
-    write fn revoke_tokens(&self, identity: i64, now: u64) -> u64;
     write fn add_stock_nar(&self, row: &StockNarRow) -> ();
     read fn stock_nar(&self, identity: i64, cache: &str, file: &str) -> Option<QuarantineRow>;
     write fn release_stock_nar(&self, identity: i64, cache: &str, file: &str, until: u64) -> ();

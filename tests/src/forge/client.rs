@@ -236,7 +236,7 @@ impl Forge {
         Draft::new(&self.app.gateway_id, self.clock.now(), by)
     }
 
-    async fn post<T: DeserializeOwned>(
+    pub(super) async fn post<T: DeserializeOwned>(
         &self,
         path: &str,
         token: Option<&str>,

@@ -1,5 +1,6 @@
 //! Evidence, decisions and policies in SQLite: rows that are only ever added.
 
+use pushgate_policies::record::Outcome;
 use serde_json::json;
 use sqlx::SqliteConnection;
 
@@ -88,30 +89,34 @@ pub(super) async fn add_decisions(tx: &mut SqliteConnection, judged: &Judged) ->
     Ok(())
 }
 
+/// Adds a row; false where it is there already.
+pub(super) async fn add(tx: &mut SqliteConnection, row: &NewEvidence, now: u64) -> Result<bool> {
+    let done = sqlx::query(
+        "INSERT INTO evidence (cache, path, nar_hash, kind, identity, key, until, word, reason, envelope, created) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+    )
+    .bind(&row.cache)
+    .bind(row.path.base_name())
+    .bind(row.nar_hash.base32())
+    .bind(row.kind.as_str())
+    .bind(row.identity)
+    .bind(pushes::key_text(&row.key))
+    .bind(row.until.map(sql))
+    .bind(&row.word)
+    .bind(&row.reason)
+    .bind(&row.envelope)
+    .bind(sql(now))
+    .execute(tx)
+    .await?;
+    Ok(done.rows_affected() > 0)
+}
+
 impl Sqlite {
     pub(super) async fn insert_evidence(&self, rows: &[NewEvidence], now: u64) -> Result<Vec<StorePath>> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
         let mut new = Vec::new();
         for row in rows {
-            let done = sqlx::query(
-                "INSERT INTO evidence \
-                 (cache, path, nar_hash, kind, identity, key, until, word, reason, envelope, created) \
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            )
-            .bind(&row.cache)
-            .bind(row.path.base_name())
-            .bind(row.nar_hash.base32())
-            .bind(row.kind.as_str())
-            .bind(row.identity)
-            .bind(pushes::key_text(&row.key))
-            .bind(row.until.map(sql))
-            .bind(&row.word)
-            .bind(&row.reason)
-            .bind(&row.envelope)
-            .bind(sql(now))
-            .execute(&mut *tx)
-            .await?;
-            if done.rows_affected() > 0 {
+            if add(&mut tx, row, now).await? {
                 new.push(row.path.clone());
             }
         }
@@ -137,7 +142,7 @@ impl Sqlite {
                     nar_hash: sha256(&row.try_get::<String, _>(1)?)?,
                     kind: EvidenceKind::parse(&row.try_get::<String, _>(2)?)?,
                     by: row.try_get(3)?,
-                    role: Role::parse(&row.try_get::<String, _>(4)?)?,
+                    role: role(&row.try_get::<String, _>(4)?)?,
                     owner: row.try_get(5)?,
                     groups: list(&row.try_get::<String, _>(6)?)?,
                     until: row.try_get::<Option<i64>, _>(7)?.map(time),
@@ -246,17 +251,6 @@ impl Sqlite {
         .bind(path.base_name())
         .fetch_all(&self.read)
         .await?)
-    }
-
-    pub(super) async fn list_open_pushes_of(&self, identity: i64) -> Result<Vec<(String, String)>> {
-        let rows = sqlx::query(
-            "SELECT DISTINCT cache, push FROM claims WHERE identity = ? \
-             AND state IN ('wanted', 'checking', 'held')",
-        )
-        .bind(identity)
-        .fetch_all(&self.read)
-        .await?;
-        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
     }
 
     pub(super) async fn list_decisions(

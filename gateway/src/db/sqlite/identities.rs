@@ -14,7 +14,7 @@ fn key_row(row: &SqliteRow) -> Result<EnrolledKey> {
         key: public_key(&format!("{name}:{public}"))?,
         identity: row.try_get(2)?,
         identity_name: row.try_get(3)?,
-        role: Role::parse(&row.try_get::<String, _>(4)?)?,
+        role: role(&row.try_get::<String, _>(4)?)?,
         owner: row.try_get(5)?,
         groups: list(&row.try_get::<String, _>(10)?)?,
         frozen: row.try_get(6)?,
@@ -54,25 +54,6 @@ impl Sqlite {
         Ok(done.rows_affected() == 1)
     }
 
-    pub(super) async fn insert_invite(&self, invite: &InviteRow) -> Result<()> {
-        sqlx::query(
-            "INSERT INTO invites (code, name, role, owner, groups, caches, created, expires, key_expires) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(invite.code.base32())
-        .bind(&invite.name)
-        .bind(invite.role.as_str())
-        .bind(&invite.owner)
-        .bind(Value::from(invite.groups.clone()).to_string())
-        .bind(invite.caches.clone().map(|c| Value::from(c).to_string()))
-        .bind(sql(invite.created))
-        .bind(sql(invite.expires))
-        .bind(invite.key_expires.map(sql))
-        .execute(&self.write)
-        .await?;
-        Ok(())
-    }
-
     pub(super) async fn has_invite(&self, code: &Sha256) -> Result<bool> {
         let found: Option<i64> = sqlx::query_scalar("SELECT 1 FROM invites WHERE code = ?")
             .bind(code.base32())
@@ -103,7 +84,7 @@ impl Sqlite {
                     .fetch_optional(&mut *tx)
                     .await?;
             let Some(again) = again else { return Ok(Redeemed::Invalid) };
-            let role = Role::parse(&again.try_get::<String, _>(1)?)?;
+            let role = role(&again.try_get::<String, _>(1)?)?;
             return Ok(Redeemed::Enrolled { identity: again.try_get(0)?, role });
         };
         let taken: Option<String> = sqlx::query_scalar(
@@ -121,8 +102,8 @@ impl Sqlite {
             Some(_) => return Ok(Redeemed::NameTaken),
             None => {}
         }
-        let (name, role): (String, String) = (invite.try_get(0)?, invite.try_get(1)?);
-        let role = Role::parse(&role)?;
+        let name: String = invite.try_get(0)?;
+        let role = role(&invite.try_get::<String, _>(1)?)?;
         sqlx::query(
             "INSERT INTO identities (name, role, owner, groups, created) VALUES (?, ?, ?, ?, ?) \
              ON CONFLICT (name) DO NOTHING",
@@ -134,8 +115,8 @@ impl Sqlite {
         .bind(sql(now))
         .execute(&mut *tx)
         .await?;
-        // an invite for a known name adds a key to it: only its own role, which `invite` saw to
-        sqlx::query(
+        // An invite for a known name adds a key to it. Its role may have come to be another since the invite was made.
+        let added = sqlx::query(
             "INSERT INTO keys (public, name, identity, caches, created, expires) \
              SELECT ?, ?, id, ?, ?, ? FROM identities WHERE name = ? AND role = ?",
         )
@@ -148,6 +129,16 @@ impl Sqlite {
         .bind(role.as_str())
         .execute(&mut *tx)
         .await?;
+        if added.rows_affected() == 0 {
+            return Ok(Redeemed::Invalid);
+        }
+        let event = NewEvent {
+            key: Some(key.name().clone()),
+            subject: Some(name.clone()),
+            detail: format!("a key for the {} `{name}`", role.as_str()),
+            ..NewEvent::new(now, &name, "enrolled")
+        };
+        events::insert(&mut tx, &event).await?;
         sqlx::query("UPDATE invites SET used = ?, used_by = ? WHERE code = ?")
             .bind(sql(now))
             .bind(&public)
@@ -179,24 +170,5 @@ impl Sqlite {
             .fetch_all(&self.read)
             .await?;
         rows.iter().map(key_row).collect()
-    }
-
-    pub(super) async fn set_revoked(&self, name: &KeyName, now: u64) -> Result<bool> {
-        let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        let done = sqlx::query("UPDATE keys SET revoked = coalesce(revoked, ?) WHERE name = ?")
-            .bind(sql(now))
-            .bind(name.as_str())
-            .execute(&mut *tx)
-            .await?;
-        sqlx::query(
-            "UPDATE tokens SET revoked = coalesce(revoked, ?) \
-             WHERE identity IN (SELECT identity FROM keys WHERE name = ?)",
-        )
-        .bind(sql(now))
-        .bind(name.as_str())
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        Ok(done.rows_affected() == 1)
     }
 }

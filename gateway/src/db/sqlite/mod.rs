@@ -3,6 +3,8 @@
 //!
 //! Batches travel as one JSON parameter that `json_each` unfolds, so that a statement's cost doesn't grow with the rows.
 
+mod acts;
+mod events;
 mod evidence;
 mod forget;
 mod identities;
@@ -14,7 +16,11 @@ mod supplies;
 use std::{collections::BTreeSet, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
 
 use async_trait::async_trait;
-use pushgate_formats::{Sha256, StorePath, keys::PublicKey};
+use pushgate_formats::{
+    Sha256, StorePath,
+    acts::{ActDone, TokenInfo},
+    keys::{KeyName, PublicKey},
+};
 use serde_json::Value;
 use sqlx::{
     Row, SqlSafeStr, SqlitePool,
@@ -25,11 +31,12 @@ use sqlx::{
 use super::*;
 
 /// The migrations, embedded: number, name, text. (`sqlx::migrate!` would need sqlx's macros, which build SQLite twice.)
-const MIGRATIONS: [(i64, &str, &str); 5] = [
+const MIGRATIONS: [(i64, &str, &str); 6] = [
     (1, "start", include_str!("../../../../migrations/sqlite/0001_start.sql")),
     (2, "stock", include_str!("../../../../migrations/sqlite/0002_stock.sql")),
     (3, "forgetting", include_str!("../../../../migrations/sqlite/0003_forgetting.sql")),
     (4, "rows", include_str!("../../../../migrations/sqlite/0004_rows.sql")),
+    (5, "people", include_str!("../../../../migrations/sqlite/0005_people.sql")),
     (6, "evidence", include_str!("../../../../migrations/sqlite/0006_evidence.sql")),
 ];
 
@@ -146,8 +153,29 @@ impl Db for Sqlite {
     async fn add_cache(&self, row: &CacheRow) -> Result<bool> {
         self.insert_cache(row).await
     }
-    async fn add_invite(&self, invite: &InviteRow) -> Result<()> {
-        self.insert_invite(invite).await
+    async fn act(&self, event: &NewEvent, signed: Option<&SignedAct>, change: &Change) -> Result<Acted> {
+        self.carry_out(event, signed, change).await
+    }
+    async fn act_by_digest(&self, digest: &Sha256) -> Result<Option<ActDone>> {
+        self.known_act(digest).await
+    }
+    async fn add_event(&self, event: &NewEvent) -> Result<u64> {
+        self.insert_event(event).await
+    }
+    async fn events(&self, after: Option<u64>, cache: Option<&str>, most: u32) -> Result<Vec<EventRow>> {
+        self.list_events(after, cache, most).await
+    }
+    async fn events_of_path(&self, cache: &str, path: &StorePath) -> Result<Vec<EventRow>> {
+        self.list_events_of_path(cache, path).await
+    }
+    async fn identities(&self) -> Result<Vec<IdentityRow>> {
+        self.list_identities().await
+    }
+    async fn tokens(&self, identity: Option<&str>) -> Result<Vec<TokenInfo>> {
+        self.list_tokens(identity).await
+    }
+    async fn open_pushes_of(&self, identity: &str) -> Result<Vec<(String, String)>> {
+        self.list_open_pushes_of(identity).await
     }
     async fn is_invite(&self, code: &Sha256) -> Result<bool> {
         self.has_invite(code).await
@@ -163,9 +191,6 @@ impl Db for Sqlite {
     }
     async fn keys(&self) -> Result<Vec<EnrolledKey>> {
         self.list_keys().await
-    }
-    async fn revoke_key(&self, name: &KeyName, now: u64) -> Result<bool> {
-        self.set_revoked(name, now).await
     }
 
     async fn add_push(
@@ -260,14 +285,8 @@ impl Db for Sqlite {
         self.set_facts(rows).await
     }
 
-    async fn add_token(&self, token: &TokenRow) -> Result<bool> {
-        self.insert_token(token).await
-    }
     async fn token(&self, hash: &Sha256) -> Result<Option<TokenHolder>> {
         self.find_token(hash).await
-    }
-    async fn revoke_tokens(&self, identity: i64, now: u64) -> Result<u64> {
-        self.set_tokens_revoked(identity, now).await
     }
     async fn add_stock_nar(&self, row: &StockNarRow) -> Result<()> {
         self.insert_stock_nar(row).await
@@ -352,9 +371,6 @@ impl Db for Sqlite {
     }
     async fn open_pushes_of_path(&self, cache: &str, path: &StorePath) -> Result<Vec<String>> {
         self.list_open_pushes_of_path(cache, path).await
-    }
-    async fn open_pushes_of(&self, identity: i64) -> Result<Vec<(String, String)>> {
-        self.list_open_pushes_of(identity).await
     }
     async fn decisions(&self, cache: &str, after: i64, most: u32) -> Result<Vec<DecisionRow>> {
         self.list_decisions(cache, after, most).await

@@ -5,26 +5,6 @@ use serde_json::json;
 use super::*;
 
 impl Sqlite {
-    pub(super) async fn insert_token(&self, token: &TokenRow) -> Result<bool> {
-        sqlx::query("DELETE FROM tokens WHERE identity = ? AND expires <= ?")
-            .bind(token.identity)
-            .bind(sql(token.created))
-            .execute(&self.write)
-            .await?;
-        let done = sqlx::query(
-            "INSERT INTO tokens (hash, identity, cache, created, expires) SELECT ?1, ?2, ?3, ?4, ?5 \
-             WHERE (SELECT count(*) FROM tokens WHERE identity = ?2 AND revoked IS NULL) < 100",
-        )
-        .bind(token.hash.base32())
-        .bind(token.identity)
-        .bind(&token.cache)
-        .bind(sql(token.created))
-        .bind(token.expires.map(sql))
-        .execute(&self.write)
-        .await?;
-        Ok(done.rows_affected() == 1)
-    }
-
     pub(super) async fn find_token(&self, hash: &Sha256) -> Result<Option<TokenHolder>> {
         let row = sqlx::query(
             "SELECT t.identity, i.name, i.role, i.frozen, t.cache, t.expires, t.revoked, i.owner \
@@ -37,22 +17,13 @@ impl Sqlite {
         Ok(Some(TokenHolder {
             identity: row.try_get(0)?,
             name: row.try_get(1)?,
-            role: Role::parse(&row.try_get::<String, _>(2)?)?,
+            role: role(&row.try_get::<String, _>(2)?)?,
             frozen: row.try_get(3)?,
             cache: row.try_get(4)?,
             expires: row.try_get::<Option<i64>, _>(5)?.map(time),
             revoked: row.try_get::<Option<i64>, _>(6)?.map(time),
             owner: row.try_get(7)?,
         }))
-    }
-
-    pub(super) async fn set_tokens_revoked(&self, identity: i64, now: u64) -> Result<u64> {
-        let done = sqlx::query("UPDATE tokens SET revoked = ? WHERE identity = ? AND revoked IS NULL")
-            .bind(sql(now))
-            .bind(identity)
-            .execute(&self.write)
-            .await?;
-        Ok(done.rows_affected())
     }
 
     pub(super) async fn insert_stock_nar(&self, row: &StockNarRow) -> Result<()> {
