@@ -15,6 +15,7 @@ pub mod narinfo;
 #[cfg(test)]
 mod properties;
 pub mod refscan;
+pub mod review;
 pub mod store_path;
 
 pub use hash::{HashAlgo, NixHash, Sha256};

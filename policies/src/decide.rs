@@ -10,8 +10,15 @@ pub struct Needs {
     pub sources: bool,
     pub upstreams: bool,
     pub submitters: bool,
+    pub approvers: std::collections::BTreeSet<String>,
 }
-static NEEDS: Needs = Needs { env: Vec::new(), sources: false, upstreams: false, submitters: false };
+static NEEDS: Needs = Needs {
+    env: Vec::new(),
+    sources: false,
+    upstreams: false,
+    submitters: false,
+    approvers: std::collections::BTreeSet::new(),
+};
 impl Policy {
     pub fn needs(&self) -> &Needs {
         &NEEDS
@@ -52,4 +59,18 @@ pub fn decide(_policy: &Policy, claim: &Claim<'_>, evidence: &Evidence, _m: Mome
             again: None,
         },
     }
+}
+
+impl Policy {
+    pub fn is_member(&self, i: &crate::facts::Identity<'_>, g: &str) -> bool {
+        i.groups.iter().any(|x| x == g)
+    }
+}
+pub fn explain(
+    _policy: &Policy,
+    _claim: &Claim<'_>,
+    _evidence: &Evidence,
+    _m: Moment,
+) -> crate::explain::Explanation {
+    crate::explain::Explanation {}
 }

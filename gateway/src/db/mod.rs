@@ -559,6 +559,8 @@ pub trait Db: Send + Sync + 'static {
         now: u64,
     ) -> Result<()>;
 
+    /// The leaf of a published path: its number and body.
+    async fn leaf_of(&self, cache: &str, path: &StorePath) -> Result<Option<(u64, Vec<u8>)>>;
     /// The log of one cache from a leaf on: (sequence number, body, chain hash).
     async fn leaves(&self, cache: &str, from: u64, most: u32) -> Result<Vec<(u64, Vec<u8>, Sha256)>>;
 }

@@ -20,7 +20,7 @@ use futures_util::future::Either;
 use tower::{Layer, Service, ServiceExt};
 
 use crate::{
-    acts::may_administer,
+    acts::{claims::may_review, may_administer},
     app::App,
     db::{EnrolledKey, Role, TokenHolder},
     error::ApiError,
@@ -44,6 +44,10 @@ pub enum Access {
     PushOrOwner,
     /// An admin who may act, by a signed request.
     Admin,
+    /// A submitter or an admin, by a signed request.
+    Member,
+    /// An admin who may act, or one whom the cache's policy asks for approvals, by a signed request.
+    Reviewer,
     /// The holder of a submitter's token for this cache, as stock Nix has it from its netrc file.
     Token,
 }
@@ -125,6 +129,22 @@ async fn admit(app: &Arc<App>, access: Access, request: &mut Request) -> Result<
         }
         Access::Admin => {
             let key = admin(app, &credentials).await?;
+            request.extensions_mut().insert(key);
+        }
+        Access::Member => {
+            let key = signer(app, &credentials).await?;
+            if key.role == Role::Verifier {
+                return Err(ApiError::forbidden(format!("`{}` is a verifier", key.identity_name)));
+            }
+            request.extensions_mut().insert(key);
+        }
+        Access::Reviewer => {
+            let key = signer(app, &credentials).await?;
+            let name = params.get("cache").map_or("", String::as_str);
+            let cache = app.caches.get(app.db.as_ref(), name).await.map_err(|e| ApiError::unavailable(&e))?;
+            let cache = cache.ok_or_else(|| ApiError::not_found("cache", name))?;
+            may_review(&cache, &key)?;
+            request.extensions_mut().insert(cache);
             request.extensions_mut().insert(key);
         }
         Access::Push => {

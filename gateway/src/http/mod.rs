@@ -10,6 +10,7 @@ mod limited;
 mod patience;
 pub mod public;
 pub mod pushes;
+pub mod review;
 pub mod stock;
 pub mod tokens;
 pub mod upload;
@@ -40,7 +41,7 @@ struct Route(Method, &'static str, Access, MethodRouter<Arc<App>>);
 
 /// Every route of the gateway.
 fn routes() -> Vec<Route> {
-    use Access::{Admin, Anybody, Push, PushOrOwner, Signed, Submitter, Token};
+    use Access::{Admin, Anybody, Member, Push, PushOrOwner, Reviewer, Signed, Submitter, Token};
     let read = |path, handler| Route(Method::GET, path, Anybody, handler);
     vec![
         read("/healthz", get(health::healthz)),
@@ -57,6 +58,10 @@ fn routes() -> Vec<Route> {
         Route(Method::POST, "/api/v1/pushes/{push}/nars", Push, post(upload::nars)),
         Route(Method::POST, "/api/v1/caches/{cache}/tokens", Submitter, post(tokens::make)),
         Route(Method::POST, "/api/v1/acts", Signed, post(admin::act)),
+        Route(Method::GET, "/api/v1/caches/{cache}/paths/{path}/why", Member, get(review::why)),
+        Route(Method::GET, "/api/v1/caches/{cache}/held", Reviewer, get(review::held)),
+        Route(Method::GET, "/api/v1/caches/{cache}/conflicts", Reviewer, get(review::conflicts)),
+        Route(Method::GET, "/api/v1/caches/{cache}/decisions", Reviewer, get(review::decisions)),
         Route(Method::GET, "/api/v1/admin/identities", Admin, get(admin::identities)),
         Route(Method::GET, "/api/v1/admin/tokens", Admin, get(admin::tokens)),
         Route(Method::GET, "/api/v1/admin/events", Admin, get(admin::events)),

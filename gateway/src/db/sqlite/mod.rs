@@ -413,6 +413,9 @@ impl Db for Sqlite {
         self.insert_upstream_paths(url, key, rows, now).await
     }
 
+    async fn leaf_of(&self, cache: &str, path: &StorePath) -> Result<Option<(u64, Vec<u8>)>> {
+        self.find_leaf_of(cache, path).await
+    }
     async fn leaves(&self, cache: &str, from: u64, most: u32) -> Result<Vec<(u64, Vec<u8>, Sha256)>> {
         self.list_leaves(cache, from, most).await
     }

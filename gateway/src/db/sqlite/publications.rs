@@ -102,6 +102,19 @@ impl Sqlite {
         Ok(())
     }
 
+    pub(super) async fn find_leaf_of(&self, cache: &str, path: &StorePath) -> Result<Option<(u64, Vec<u8>)>> {
+        let row = sqlx::query(
+            "SELECT l.seq, l.body FROM published p JOIN leaves l ON l.cache = p.cache AND l.seq = p.seq \
+             WHERE p.cache = ? AND p.hash_part = ? AND p.path = ?",
+        )
+        .bind(cache)
+        .bind(path.hash_part())
+        .bind(path.base_name())
+        .fetch_optional(&self.read)
+        .await?;
+        row.map(|row| Ok((time(row.try_get(0)?), row.try_get(1)?))).transpose()
+    }
+
     pub(super) async fn list_leaves(
         &self,
         cache: &str,

@@ -1,0 +1,103 @@
+//! What people look at before they decide: held claims, conflicts, and what speaks for and against each. Plain data.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{api::PathState, hash::Sha256, store_path::StorePath};
+
+/// Evidence about a claim, in the order that it came. Times are seconds since 1970, UTC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EvidenceInfo {
+    /// `submitter`, `approval`, `waiver`, `refusal`, `settlement`.
+    pub kind: String,
+    pub nar_hash: Sha256,
+    pub by: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    pub at: u64,
+    /// Counts until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<u64>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+/// What the policy decided last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DecisionInfo {
+    /// Digest of the policy that decided.
+    pub policy: Sha256,
+    /// `publish`, `hold` or `reject`.
+    pub decision: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+}
+
+/// A claim, as those see it who decide about it. Times are seconds since 1970, UTC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClaimInfo {
+    pub claim: i64,
+    pub push: String,
+    pub path: StorePath,
+    pub nar_hash: Sha256,
+    pub submitter: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    pub announced: u64,
+    /// When what is still held is given up.
+    pub expires: u64,
+    pub state: PathState,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waits_for: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided: Option<DecisionInfo>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evidence: Vec<EvidenceInfo>,
+}
+
+/// A page of held claims, oldest first (`GET /api/v1/caches/CACHE/held`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldClaims {
+    pub claims: Vec<ClaimInfo>,
+    /// Where the next page begins, if there may be one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<i64>,
+}
+
+/// Claims of one path with different contents (`GET /api/v1/caches/CACHE/conflicts`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Conflict {
+    pub path: StorePath,
+    /// What is published, and stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<Sha256>,
+    /// Newest first.
+    pub claims: Vec<ClaimInfo>,
+}
+
+/// How a path came to be published, from its log leaf. Times are seconds since 1970, UTC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PublishedInfo {
+    pub nar_hash: Sha256,
+    pub rule: String,
+    /// Policy words of what it rests on.
+    pub evidence: Vec<String>,
+    /// Digest of the policy that decided.
+    pub policy: Sha256,
+    /// Name of the key whose claim it was.
+    pub submitter_key: String,
+    pub time: u64,
+    /// Number of its leaf.
+    pub leaf: u64,
+}

@@ -1,0 +1,186 @@
+//! What people look at before they decide about claims: what is held, what is in conflict, what was decided and why.
+
+use std::{collections::HashMap, sync::Arc};
+
+use axum::{
+    Extension, Json,
+    extract::{Path, Query, State},
+};
+use pushgate_formats::{
+    StorePath,
+    log_leaf::PublishLeaf,
+    review::{ClaimInfo, Conflict, DecisionInfo, EvidenceInfo, HeldClaims, PublishedInfo},
+};
+use pushgate_policies::{
+    record::Recorded,
+    review::{RecordedDecision, RecordedDecisions, Why, WhyClaim},
+};
+use serde::Deserialize;
+
+use crate::{
+    app::App,
+    caches::Cache,
+    db::{ClaimShown, Decided, EnrolledKey, EvidenceRow},
+    error::ApiError,
+};
+
+/// Claims on one page, and conflicts.
+const PAGE: u32 = 200;
+/// Decisions on one page.
+const DECISIONS: u32 = 2000;
+
+#[derive(Debug, Deserialize)]
+pub struct After {
+    #[serde(default)]
+    after: i64,
+}
+
+/// `GET /api/v1/caches/CACHE/held?after=CLAIM`
+pub async fn held(
+    State(app): State<Arc<App>>,
+    Extension(cache): Extension<Arc<Cache>>,
+    Query(page): Query<After>,
+) -> Result<Json<HeldClaims>, ApiError> {
+    let rows = app.db.held_claims(&cache.name, page.after, PAGE).await?;
+    let after = rows.last().filter(|_| rows.len() == PAGE as usize).map(|row| row.claim.id);
+    Ok(Json(HeldClaims { claims: with_evidence(&app, &cache, rows).await?, after }))
+}
+
+/// `GET /api/v1/caches/CACHE/conflicts`
+pub async fn conflicts(
+    State(app): State<Arc<App>>,
+    Extension(cache): Extension<Arc<Cache>>,
+) -> Result<Json<Vec<Conflict>>, ApiError> {
+    let paths = app.db.conflict_paths(&cache.name, PAGE).await?;
+    let rows = app.db.claims_shown(&cache.name, &paths).await?;
+    let parts: Vec<&str> = paths.iter().map(StorePath::hash_part).collect();
+    let published = app.db.published_hashes(&cache.name, &parts).await?;
+    let mut claims: HashMap<StorePath, Vec<ClaimInfo>> = HashMap::new();
+    for claim in with_evidence(&app, &cache, rows).await? {
+        claims.entry(claim.path.clone()).or_default().push(claim);
+    }
+    let conflict = |path: StorePath| Conflict {
+        published: published.get(path.hash_part()).map(|(_, hash)| *hash),
+        claims: claims.remove(&path).unwrap_or_default(),
+        path,
+    };
+    Ok(Json(paths.into_iter().map(conflict).collect()))
+}
+
+/// `GET /api/v1/caches/CACHE/decisions?after=DECISION`
+pub async fn decisions(
+    State(app): State<Arc<App>>,
+    Extension(cache): Extension<Arc<Cache>>,
+    Query(page): Query<After>,
+) -> Result<Json<RecordedDecisions>, ApiError> {
+    let rows = app.db.decisions(&cache.name, page.after, DECISIONS).await?;
+    let after = rows.last().filter(|_| rows.len() == DECISIONS as usize).map(|row| row.id);
+    let decisions = rows
+        .into_iter()
+        .map(|row| {
+            let facts: Recorded = serde_json::from_str(&row.facts).map_err(|e| ApiError::unavailable(&e))?;
+            let Decided { policy, outcome, .. } = row.decided;
+            Ok(RecordedDecision { id: row.id, made: row.made, policy, outcome, facts })
+        })
+        .collect::<Result<Vec<_>, ApiError>>()?;
+    Ok(Json(RecordedDecisions { decisions, after }))
+}
+
+/// `GET /api/v1/caches/CACHE/paths/HASH-NAME/why`: to submitters of their own claims, to those who review of all.
+pub async fn why(
+    State(app): State<Arc<App>>,
+    Extension(key): Extension<EnrolledKey>,
+    Path((name, path)): Path<(String, String)>,
+) -> Result<Json<Why>, ApiError> {
+    let cache = super::pushes::cache(&app, &name).await?;
+    let path = StorePath::from_base_name(&path)
+        .map_err(|e| ApiError::bad_request("store-path-invalid", e.to_string()))?;
+    let reviews = crate::acts::claims::may_review(&cache, &key).is_ok();
+    let mut rows = app.db.claims_shown(&cache.name, std::slice::from_ref(&path)).await?;
+    rows.retain(|row| reviews || row.claim.identity == key.identity);
+    let published = published(&app, &cache, &path).await?;
+    if rows.is_empty() && published.is_none() {
+        return Err(ApiError::not_found("claim of yours of the path", &path.absolute()));
+    }
+    let (policy, now) = (cache.policy(), app.clock.now());
+    let ids: Vec<i64> = rows.iter().map(|row| row.claim.id).collect();
+    let mut claims = Vec::new();
+    for (claim, id) in with_evidence(&app, &cache, rows).await?.into_iter().zip(ids) {
+        let last = app.db.last_decision(id).await?;
+        let facts = last.and_then(|row| serde_json::from_str::<Recorded>(&row.facts).ok());
+        let explanation = facts.map(|facts| {
+            facts.replay(now, &policy.needs().env, |claim, evidence, moment| {
+                pushgate_policies::explain(&policy, claim, evidence, moment)
+            })
+        });
+        claims.push(WhyClaim { claim, explanation });
+    }
+    Ok(Json(Why { path, cache: cache.name.clone(), policy: policy.digest, published, claims }))
+}
+
+async fn published(app: &App, cache: &Cache, path: &StorePath) -> Result<Option<PublishedInfo>, ApiError> {
+    let Some((number, body)) = app.db.leaf_of(&cache.name, path).await? else { return Ok(None) };
+    let leaf: PublishLeaf = serde_json::from_slice(&body).map_err(|e| ApiError::unavailable(&e))?;
+    Ok(Some(PublishedInfo {
+        nar_hash: leaf.nar_hash,
+        rule: leaf.rule,
+        evidence: leaf.evidence,
+        policy: leaf.policy,
+        submitter_key: leaf.submitter_key,
+        time: leaf.time,
+        leaf: number,
+    }))
+}
+
+async fn with_evidence(app: &App, cache: &Cache, rows: Vec<ClaimShown>) -> Result<Vec<ClaimInfo>, ApiError> {
+    let mut paths: Vec<StorePath> = rows.iter().map(|row| row.claim.path.clone()).collect();
+    paths.sort();
+    paths.dedup();
+    let mut evidence: HashMap<StorePath, Vec<EvidenceRow>> = HashMap::new();
+    for row in app.db.evidence(&cache.name, &paths).await? {
+        evidence.entry(row.path.clone()).or_default().push(row);
+    }
+    let of = |row: &ClaimShown| -> Vec<EvidenceInfo> {
+        let all = evidence.get(&row.claim.path).into_iter().flatten();
+        all.filter(|e| e.nar_hash == row.claim.nar_hash).cloned().map(evidence_info).collect()
+    };
+    Ok(rows.into_iter().map(|row| (of(&row), row)).map(|(evidence, row)| claim_info(row, evidence)).collect())
+}
+
+fn evidence_info(row: EvidenceRow) -> EvidenceInfo {
+    EvidenceInfo {
+        kind: row.kind.as_str().to_owned(),
+        nar_hash: row.nar_hash,
+        by: row.by,
+        owner: row.owner,
+        at: row.created,
+        until: row.until,
+        reason: row.reason,
+    }
+}
+
+fn claim_info(row: ClaimShown, evidence: Vec<EvidenceInfo>) -> ClaimInfo {
+    let ClaimShown { claim, submitter, owner, announced, expires } = row;
+    let decided = claim.decided.map(|decided| DecisionInfo {
+        policy: decided.policy,
+        decision: decided.outcome.decision.into_owned(),
+        rule: decided.outcome.rule,
+        code: decided.outcome.code,
+    });
+    ClaimInfo {
+        claim: claim.id,
+        push: claim.push,
+        path: claim.path,
+        nar_hash: claim.nar_hash,
+        submitter,
+        owner,
+        announced,
+        expires,
+        state: claim.state,
+        code: claim.code,
+        message: claim.message,
+        waits_for: claim.waits,
+        decided,
+        evidence,
+    }
+}
