@@ -1,5 +1,7 @@
 //! The command line: names, help and limits of arguments. Doesn't do anything with them.
 
+pub mod admin;
+
 use clap::{Args, Parser, Subcommand};
 
 use crate::push::MAX_JOBS;
@@ -24,6 +26,7 @@ pub enum Command {
     Push(Push),
     Status(Status),
     Token(Token),
+    Admin(admin::Admin),
 }
 
 /// Make yourself known to a gateway, once per machine
@@ -42,6 +45,9 @@ pub struct Join {
     /// A name for the key; by default from user and host, such as alice-laptop-1
     #[arg(long, value_name = "KEYNAME")]
     pub name: Option<String>,
+    /// Make another key for a gateway that you joined before, and use that one from now on
+    #[arg(long)]
+    pub again: bool,
 }
 
 /// Send store paths, and all that they need, to a gateway

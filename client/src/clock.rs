@@ -20,6 +20,23 @@ pub fn offset_in_words(ours: u64, theirs: u64) -> String {
     format!("{amount} {}", if ours >= theirs { "ahead of" } else { "behind" })
 }
 
+/// A time that people can read: `2026-11-24 11:38:05Z`.
+pub fn utc(seconds: u64) -> String {
+    // Howard Hinnant's civil_from_days: eras of 400 years that begin on 1 March, so that leap days come last. Beyond the
+    // year 9999 nobody reads dates.
+    let seconds = seconds.min(253_402_300_799);
+    let (days, time) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = era * 400 + year + u64::from(month <= 2);
+    let (hour, minute, second) = (time / 3600, time / 60 % 60, time % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}Z")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -32,5 +49,17 @@ mod tests {
     #[case(200_000, 0, "2 days 7 h ahead of")]
     fn offsets(#[case] ours: u64, #[case] theirs: u64, #[case] words: &str) {
         assert_eq!(offset_in_words(ours, theirs), words);
+    }
+
+    #[rstest]
+    #[case(0, "1970-01-01 00:00:00Z")]
+    #[case(951_782_399, "2000-02-28 23:59:59Z")]
+    #[case(951_782_400, "2000-02-29 00:00:00Z")]
+    #[case(1_709_251_199, "2024-02-29 23:59:59Z")]
+    #[case(1_735_689_599, "2024-12-31 23:59:59Z")]
+    #[case(4_107_542_400, "2100-03-01 00:00:00Z")]
+    #[case(u64::MAX, "9999-12-31 23:59:59Z")]
+    fn times(#[case] seconds: u64, #[case] words: &str) {
+        assert_eq!(utc(seconds), words);
     }
 }

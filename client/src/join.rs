@@ -29,10 +29,10 @@ pub enum JoinError {
     #[error(transparent)]
     Api(#[from] ApiError),
     #[error(
-        "the gateway `{url}` is joined already, as `{submitter}` with the key `{key}`: just push; for a new key, remove its \
-         `[[gateway]]` entry from `{config}` first"
+        "the gateway `{url}` is joined already, as `{submitter}` with the key `{key}`: just push; `--again` makes another key and \
+         uses that from now on"
     )]
-    Already { url: String, submitter: String, key: String, config: String },
+    Already { url: String, submitter: String, key: String },
     #[error("`{0}.key` belongs to a gateway joined before; choose another name with `--name`")]
     NameTaken(KeyName),
     #[error(
@@ -52,8 +52,15 @@ pub struct Joined {
     pub is_default: bool,
 }
 
-/// Joins the gateway at `url` with the invite `code`. Without a name the key gets one of `USER-HOST-N`.
-pub async fn join(dir: &ConfigDir, url: &str, code: &str, name: Option<&str>) -> Result<Joined, JoinError> {
+/// Joins the gateway at `url` with the invite `code`. Without a name the key gets one of `USER-HOST-N`. One that was joined
+/// before is joined `again` with another key, which takes the place of the first; that one's file stays.
+pub async fn join(
+    dir: &ConfigDir,
+    url: &str,
+    code: &str,
+    name: Option<&str>,
+    again: bool,
+) -> Result<Joined, JoinError> {
     let url = normal_url(url)?;
     let fixed_name = name.map(KeyName::new).transpose()?;
     let lock = dir.lock()?;
@@ -62,15 +69,14 @@ pub async fn join(dir: &ConfigDir, url: &str, code: &str, name: Option<&str>) ->
         url: gateway.url.clone(),
         submitter: gateway.submitter.clone(),
         key: gateway.key_file.display().to_string(),
-        config: dir.file().display().to_string(),
     };
-    if let Some(gateway) = config.gateways.iter().find(|g| g.url == url) {
+    if let Some(gateway) = config.gateways.iter().find(|g| g.url == url && !again) {
         return Err(already(gateway));
     }
     let api = Api::new(&url)?;
     let info = api.gateway().await?;
     let ours = clock::now();
-    if let Some(gateway) = config.gateways.iter().find(|g| g.id == info.gateway) {
+    if let Some(gateway) = config.gateways.iter().find(|g| g.id == info.gateway && !again) {
         // the same one by another address
         return Err(already(gateway));
     }
@@ -122,17 +128,20 @@ pub async fn join(dir: &ConfigDir, url: &str, code: &str, name: Option<&str>) ->
         key_file: keyfile::file_name(key.name()).into(),
         caches: caches.map(Cache::from).collect(),
     };
-    config.gateways.push(gateway.clone());
+    match config.gateways.iter_mut().find(|g| g.id == gateway.id || g.url == gateway.url) {
+        Some(before) => *before = gateway.clone(),
+        None => config.gateways.push(gateway.clone()),
+    }
     // A crash before this is seen leaves a key that is enrolled and a gateway that isn't in the configuration; the
     // next `join` finds the key file again.
     dir.save(&config, &lock)?;
     let off = ours.abs_diff(info.time) > CLOCK_SKEW;
     Ok(Joined {
-        gateway,
         role: printable(&enrolled.role),
         key: key.public().to_string(),
         clock: off.then(|| clock::offset_in_words(ours, info.time)),
-        is_default: config.gateways.len() == 1,
+        is_default: config.gateways.first().is_some_and(|first| first.id == gateway.id),
+        gateway,
     })
 }
 

@@ -23,7 +23,7 @@ pub enum KeyFileError {
         source: io::Error,
     },
     #[error(
-        "the key file `{path}` can't be read; if it is lost, remove the gateway's entry from `config.toml` and join again"
+        "the key file `{path}` can't be read; if it is lost, join the gateway with a new invite and `--again`"
     )]
     Read {
         path: PathBuf,
@@ -31,8 +31,8 @@ pub enum KeyFileError {
         source: io::Error,
     },
     #[error(
-        "the key file `{path}` is no secret key; if it is lost, move the file away, remove the gateway's entry from `config.toml` \
-         and join again"
+        "the key file `{path}` is no secret key; if it is lost, move the file away, and join the gateway with a new \
+         invite and `--again`"
     )]
     Content {
         path: PathBuf,

@@ -2,6 +2,7 @@
 //! `pushgate` is a thin layer over this library: reading arguments ([`cli`]) and printing ([`output`]) stay out of what
 //! does the work.
 
+pub mod admin;
 pub mod api;
 pub mod cli;
 pub mod clock;

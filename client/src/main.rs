@@ -9,8 +9,9 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Parser;
 use pushgate_client::{
+    admin,
     api::printable,
-    cli::{Cli, Command, Join, Push, Status, Token},
+    cli::{Cli, Command, Join, Push, Status, Token, admin::Admin},
     clock,
     config::ConfigDir,
     join::join,
@@ -50,11 +51,12 @@ async fn run(cli: Cli) -> Result<Exit> {
         Command::Push(args) => run_push(&dir, args).await,
         Command::Status(args) => run_status(&dir, args).await,
         Command::Token(args) => run_token(&dir, args).await,
+        Command::Admin(args) => run_admin(&dir, args).await,
     }
 }
 
 async fn run_join(dir: &ConfigDir, args: Join) -> Result<Exit> {
-    let joined = join(dir, &args.url, &args.invite, args.name.as_deref()).await?;
+    let joined = join(dir, &args.url, &args.invite, args.name.as_deref(), args.again).await?;
     print(&output::joined(&joined))?;
     Ok(Exit::Accepted)
 }
@@ -101,13 +103,36 @@ async fn run_token(dir: &ConfigDir, args: Token) -> Result<Exit> {
     Ok(Exit::Accepted)
 }
 
+async fn run_admin(dir: &ConfigDir, args: Admin) -> Result<Exit> {
+    let session = Session::open(dir, args.command.gateway().url.as_deref())?;
+    let mut failed = None;
+    let said = admin::run(&session, &args, |page| match write(page) {
+        Ok(read_on) => read_on,
+        Err(error) => {
+            failed = Some(error);
+            false
+        }
+    });
+    let said = said.await?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    print(&said.out)?;
+    eprint!("{}", said.note);
+    Ok(Exit::Accepted)
+}
+
 /// Prints to standard output; a reader that has seen enough (`| head`) is no error.
 fn print(text: &str) -> Result<()> {
+    write(text).map(drop)
+}
+
+/// The same; false where the reader has gone.
+fn write(text: &str) -> Result<bool> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(error).context("the result can't be printed")
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("the result can't be printed"),
     }
 }

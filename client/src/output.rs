@@ -189,7 +189,7 @@ fn one_push(push: &PushStatus, verbose: bool) -> String {
 }
 
 /// `3 min ago`.
-fn ago(seconds: u64) -> String {
+pub(crate) fn ago(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds} s ago"),
         60..3600 => format!("{} min ago", seconds / 60),
@@ -214,10 +214,22 @@ pub fn joined(joined: &Joined) -> String {
         let _ = writeln!(out, "warning: {warning}");
     }
     let other = if joined.is_default { String::new() } else { format!(" --gateway {}", gateway.url) };
-    let _ = writeln!(
-        out,
-        "\nTo push what Nix has built, with all that it needs:\n  pushgate push{other} ./result"
-    );
+    match joined.role.as_str() {
+        "admin" => {
+            let _ = writeln!(
+                out,
+                "\nTo see who is there, and what was done:\n  pushgate admin submitter list{other}\n  \
+                 pushgate admin events{other}"
+            );
+        }
+        "verifier" => {}
+        _ => {
+            let _ = writeln!(
+                out,
+                "\nTo push what Nix has built, with all that it needs:\n  pushgate push{other} ./result"
+            );
+        }
+    }
     if !gateway.caches.is_empty() {
         let (urls, keys): (Vec<_>, Vec<_>) = gateway
             .caches
@@ -238,7 +250,15 @@ pub fn joined(joined: &Joined) -> String {
 /// server's.
 pub fn json(value: &impl serde::Serialize) -> String {
     // reports have string keys and no serialiser that fails
-    let text = serde_json::to_string_pretty(value).expect("reports have a JSON form");
+    escaped(&serde_json::to_string_pretty(value).expect("reports have a JSON form"))
+}
+
+/// One JSON document on a line, as [`json`] otherwise.
+pub fn json_line(value: &impl serde::Serialize) -> String {
+    escaped(&serde_json::to_string(value).expect("reports have a JSON form"))
+}
+
+fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 1);
     for c in text.chars() {
         // line breaks stand between values only, anything else that is hidden in strings only

@@ -26,7 +26,7 @@ pub enum SessionError {
     Api(#[from] ApiError),
     #[error(
         "`{url}` is not the gateway that you joined: it has the id `{found}`, pinned is `{pinned}`; ask its admin, and if it \
-         was set up anew, remove its entry from `config.toml` and join again"
+         was set up anew, join it with `--again`"
     )]
     OtherGateway { url: String, found: String, pinned: String },
     #[error("the gateway has no cache `{wanted}`; it has {known}")]

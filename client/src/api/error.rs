@@ -59,18 +59,15 @@ impl Refusal {
     /// What the person at the keyboard can do about it.
     fn advice(&self) -> Option<&'static str> {
         Some(match self.code.as_str() {
-            "key-unknown" => {
-                "ask the gateway's admin for an invite, remove the gateway's entry from `config.toml` and join again"
-            }
-            "key-revoked" => {
-                "ask the gateway's admin why; with a new invite, remove the gateway's entry from `config.toml` and \
-                 join again"
-            }
-            "key-expired" => {
-                "ask the gateway's admin for a new invite, remove the gateway's entry from `config.toml` and join again"
-            }
+            "key-unknown" => "ask the gateway's admin for an invite, and join with it and `--again`",
+            "key-revoked" => "ask the gateway's admin why; with a new invite, join with `--again`",
+            "key-expired" => "ask the gateway's admin for a new invite, and join with it and `--again`",
             "key-not-for-cache" | "not-permitted" => {
                 "ask the gateway's admin for access, or choose another cache with `--cache`"
+            }
+            "identity-frozen" => "ask an admin of the gateway why",
+            "last-admin" => {
+                "invite another, or a further key of your own (`pushgate admin submitter invite`)"
             }
             "key-name-reserved" | "key-enrolled" => "choose another name with `--name`",
             "audience-mismatch" => {
@@ -209,8 +206,7 @@ mod tests {
         assert_eq!(
             refusal(403, "key-revoked").to_string(),
             "the gateway refuses: [31mwords about key-revoked  [key-revoked], about `/nix/store/x`; \
-             ask the gateway's admin why; with a new invite, remove the gateway's entry from `config.toml` and join \
-             again"
+             ask the gateway's admin why; with a new invite, join with `--again`"
         );
         assert!(refusal(507, "quota-exceeded").to_string().contains("pushgate status"));
     }

@@ -2,6 +2,7 @@
 //! what a push is, nor which key signs what. What a server says is data to be judged: it's bounded when read, and made
 //! printable where it enters ([`error::printable`]).
 
+mod admin;
 mod error;
 
 use std::time::{Duration, Instant};
