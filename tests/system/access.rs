@@ -135,8 +135,15 @@ fn expected(access: Access, path: &str, caller: Caller) -> u16 {
             Access::Submitter | Access::PushOrOwner,
             Verifier | Admin | Revoked | FrozenAdmin | ForAnotherGateway,
         ) => 403,
-        (Access::Admin, Admin) => 200,
-        (Access::Admin, Owner | Other | Verifier | Revoked | Frozen | FrozenAdmin | ForAnotherGateway) => 403,
+        // no claim of theirs; an admin sees everybody's
+        (Access::Member, Other | Frozen | FrozenAdmin) => 404,
+        (Access::Member, Owner | Admin) => 200,
+        (Access::Member, Verifier | Revoked | ForAnotherGateway) => 403,
+        (Access::Admin | Access::Reviewer, Admin) => 200,
+        (
+            Access::Admin | Access::Reviewer,
+            Owner | Other | Verifier | Revoked | Frozen | FrozenAdmin | ForAnotherGateway,
+        ) => 403,
         (Access::Push | Access::PushOrOwner, Token) => 200,
         (Access::Push | Access::PushOrOwner, OtherToken | WrongToken) => 403,
         // a signed request is short-lived, but it could be repeated: good for reading only
@@ -144,7 +151,9 @@ fn expected(access: Access, path: &str, caller: Caller) -> u16 {
         // anything but 401 would mean "not there" to stock Nix
         (Access::Token, StockToken) => 200,
         (Access::Token, _) => 401,
-        (Access::Submitter | Access::PushOrOwner | Access::Admin, _) => 401,
+        (Access::Submitter | Access::PushOrOwner | Access::Admin | Access::Member | Access::Reviewer, _) => {
+            401
+        }
     }
 }
 

@@ -181,7 +181,7 @@ async fn ask(forge: &Forge, url: &str, paths: &[StorePath]) -> Vec<String> {
     let key = Submitter::new("upstream").key.public();
     let policy = format!("{POLICY}[[upstream]]\nurl = \"{url}\"\nkey = \"{key}\"\n");
     std::fs::write(forge.dir().join("policies/main.toml"), policy).unwrap();
-    assert!(forge.app.caches.reload_policies());
+    assert!(forge.app.caches.reload_policies(forge.app.db.as_ref()).await.unwrap());
     let policy = forge.app.caches.all()[0].policy();
     forge.app.upstreams.ask(forge.app.db.as_ref(), &policy.upstreams, paths).await.unwrap().notices
 }
@@ -227,7 +227,7 @@ async fn readiness_names_the_cache_alone() {
     let forge = Forge::start().await;
     let policy = forge.dir().join("policies/main.toml");
     std::fs::write(&policy, "secret-plan = 1\n").unwrap();
-    forge.app.caches.reload_policies();
+    forge.app.caches.reload_policies(forge.app.db.as_ref()).await.unwrap();
     let text = async || {
         let answer = forge.http.get(format!("{}/readyz", forge.url)).send().await.unwrap();
         serde_json::from_str::<serde_json::Value>(&answer.text().await.unwrap()).unwrap()
@@ -235,6 +235,6 @@ async fn readiness_names_the_cache_alone() {
     let expected = |problems: serde_json::Value| serde_json::json!({ "database": true, "blobs": true, "policyProblems": problems });
     assert_eq!(text().await, expected(serde_json::json!(["main"])));
     std::fs::write(&policy, POLICY).unwrap();
-    forge.app.caches.reload_policies();
+    forge.app.caches.reload_policies(forge.app.db.as_ref()).await.unwrap();
     assert_eq!(text().await, expected(serde_json::json!([])));
 }

@@ -409,7 +409,7 @@ async fn a_broken_policy_file_changes_nothing_and_is_reported() {
         (answer.status().as_u16(), answer.text().await.unwrap())
     };
     fs::write(&file, policy("main", "[limits]\nnar-size = \"2 elephants\"")).unwrap();
-    assert!(!app.caches.reload_policies());
+    assert!(!app.caches.reload_policies(app.db.as_ref()).await.unwrap());
     assert_eq!(cache.policy().limits.nar_size, 1 << 20);
     let problem = cache.policy_problem().unwrap();
     assert!(problem.contains("main.toml") && problem.contains("2 elephants"), "{problem}");
@@ -418,11 +418,11 @@ async fn a_broken_policy_file_changes_nothing_and_is_reported() {
     assert!(body.contains("\"policyProblems\":[\"main\"]"), "{body}");
 
     fs::remove_file(&file).unwrap();
-    assert!(!app.caches.reload_policies());
+    assert!(!app.caches.reload_policies(app.db.as_ref()).await.unwrap());
     assert_eq!(cache.policy().limits.nar_size, 1 << 20);
 
     fs::write(&file, policy("main", "[limits]\nnar-size = \"3 MiB\"")).unwrap();
-    assert!(app.caches.reload_policies());
+    assert!(app.caches.reload_policies(app.db.as_ref()).await.unwrap());
     assert_eq!((cache.policy().limits.nar_size, cache.policy_problem()), (3 << 20, None));
     assert!(ready().await.1.contains("\"policyProblems\":[]"));
     stop.send(()).unwrap();

@@ -140,10 +140,23 @@ seam! {
     read fn published_hashes(&self, cache: &str, hash_parts: &[&str]) -> HashMap<String, (StorePath, Sha256)>;
     write fn commit(&self, judged: &Judged) -> Committed;
     read fn unseen(&self, cache: &str) -> Vec<PublishedRow>;
+    write fn add_evidence(&self, rows: &[NewEvidence], now: u64) -> Vec<StorePath>;
+    read fn evidence(&self, cache: &str, paths: &[StorePath]) -> Vec<EvidenceRow>;
+    write fn add_policy(&self, cache: &str, digest: &Sha256, text: &str, now: u64) -> ();
+    read fn held_decisions(&self, cache: &str, after: i64, most: u32) -> Vec<HeldDecision>;
+    write fn update_held(&self, judged: &Judged) -> ();
+    write fn due_pushes(&self, now: u64) -> Vec<(String, String)>;
+    read fn open_pushes_of_path(&self, cache: &str, path: &StorePath) -> Vec<String>;
+    read fn decisions(&self, cache: &str, after: i64, most: u32) -> Vec<DecisionRow>;
+    read fn last_decision(&self, claim: i64) -> Option<DecisionRow>;
+    read fn held_claims(&self, cache: &str, after: i64, most: u32) -> Vec<ClaimShown>;
+    read fn claims_shown(&self, cache: &str, paths: &[StorePath]) -> Vec<ClaimShown>;
+    read fn conflict_paths(&self, cache: &str, most: u32) -> Vec<StorePath>;
     write fn mark_visible(&self, cache: &str, paths: &[StorePath]) -> ();
 
     read fn upstream_paths(&self, url: &str, key: &PublicKey, paths: &[StorePath]) -> Vec<UpstreamRow>;
     write fn add_upstream_paths(&self, url: &str, key: &PublicKey, rows: &[UpstreamRow], now: u64) -> ();
 
+    read fn leaf_of(&self, cache: &str, path: &StorePath) -> Option<(u64, Vec<u8>)>;
     read fn leaves(&self, cache: &str, from: u64, most: u32) -> Vec<(u64, Vec<u8>, Sha256)>;
 }
