@@ -3,8 +3,16 @@
 
 mod decide;
 pub mod facts;
-mod file;
+pub mod file;
+pub mod limits;
+pub mod matching;
+pub mod names;
+pub mod rule;
+mod standing;
+mod starting;
 pub mod units;
 
-pub use decide::{Claim, Decision, Evidence, Provenance, RULE_BUILT_IN, Wait, decide};
-pub use file::{Closure, Limits, MAX_POLICY, Policy, PolicyError, Upstream, starting_policy};
+pub use decide::decide;
+pub use file::{Closure, MAX_POLICY, Needs, Policy, PolicyError, Upstream};
+pub use limits::Limits;
+pub use starting::starting_policy;

@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use pushgate_formats::{Sha256, StorePath};
-use pushgate_policies::{self as policies, Decision, Policy, Wait};
+use pushgate_policies::{
+    Policy,
+    facts::{self, Decision, Fact, Identity, Moment},
+};
 
 use super::provenance::{Provenance, ProvenanceKind};
 
@@ -13,8 +16,8 @@ use super::provenance::{Provenance, ProvenanceKind};
 pub struct Admitted {
     path: StorePath,
     nar_hash: Sha256,
-    rule: &'static str,
-    evidence: Vec<&'static str>,
+    rule: String,
+    evidence: Vec<String>,
     policy: Sha256,
 }
 
@@ -26,11 +29,11 @@ impl Admitted {
         self.nar_hash
     }
     /// The rule that decided.
-    pub const fn rule(&self) -> &'static str {
-        self.rule
+    pub fn rule(&self) -> &str {
+        &self.rule
     }
     /// Policy words of the evidence that it rests on.
-    pub fn evidence(&self) -> &[&'static str] {
+    pub fn evidence(&self) -> &[String] {
         &self.evidence
     }
     /// Digest of the policy that decided.
@@ -55,20 +58,32 @@ pub enum Verdict {
     },
 }
 
-/// Judges one claim.
+/// Judges one claim. Who sent it and how it is built is not told yet: rules about that hold it.
 pub fn decide(policy: &Arc<Policy>, provenance: &Provenance, nar_size: u64) -> Verdict {
-    let claim = policies::Claim { path: provenance.path(), nar_size };
-    let evidence = policies::Evidence {
-        provenance: match provenance.kind() {
-            ProvenanceKind::Derivation { .. } => policies::Provenance::Derivation,
-            ProvenanceKind::ContentAddress { weak: false, .. } => policies::Provenance::ContentAddress,
-            ProvenanceKind::ContentAddress { weak: true, .. } => policies::Provenance::ContentAddressWeak,
-            ProvenanceKind::Unproven { missing } => {
-                policies::Provenance::Unproven { missing: missing.clone() }
-            }
-        },
+    let (content_addressed, bound) = match provenance.kind() {
+        ProvenanceKind::Derivation { .. } => (Fact::Known(false), facts::Provenance::Derivation),
+        ProvenanceKind::ContentAddress { weak: false, .. } => {
+            (Fact::Known(true), facts::Provenance::ContentAddress)
+        }
+        ProvenanceKind::ContentAddress { weak: true, .. } => {
+            (Fact::Known(true), facts::Provenance::ContentAddressWeak)
+        }
+        ProvenanceKind::Unproven { missing } => {
+            (Fact::Unknown, facts::Provenance::Unproven { missing: missing.clone() })
+        }
     };
-    match policies::decide(policy, &claim, &evidence) {
+    let claim = facts::Claim {
+        cache: &policy.cache,
+        path: provenance.path(),
+        nar_hash: provenance.nar_hash(),
+        nar_size,
+        submitter: Identity { name: "", owner: None, groups: &[] },
+        content_addressed,
+        built: Fact::Unknown,
+        sources: Fact::Unknown,
+    };
+    let moment = Moment { now: 0, announced: 0 };
+    match pushgate_policies::decide(policy, &claim, &facts::Evidence::only(bound), moment) {
         Decision::Publish { rule, evidence } => Verdict::Admitted(Admitted {
             path: provenance.path().clone(),
             nar_hash: provenance.nar_hash(),
@@ -76,17 +91,10 @@ pub fn decide(policy: &Arc<Policy>, provenance: &Provenance, nar_size: u64) -> V
             evidence,
             policy: policy.digest,
         }),
-        Decision::Hold { code, message, waits } => {
-            let waits = waits
-                .into_iter()
-                .map(|wait| match wait {
-                    Wait::Derivation(path) => path.absolute(),
-                    Wait::AnyDerivation => "derivation".to_owned(),
-                    Wait::Person => "person".to_owned(),
-                })
-                .collect();
+        Decision::Hold { code, message, waits, .. } => {
+            let waits = waits.iter().map(ToString::to_string).collect();
             Verdict::Held { code, message, waits }
         }
-        Decision::Reject { code, message } => Verdict::Rejected { code, message },
+        Decision::Reject { code, message, .. } => Verdict::Rejected { code, message },
     }
 }

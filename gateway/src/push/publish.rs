@@ -172,7 +172,7 @@ impl Publishable {
         };
         let leaf = PublishLeaf {
             cache: cache.name.clone(),
-            evidence: self.admitted.evidence().iter().map(|e| (*e).to_owned()).collect(),
+            evidence: self.admitted.evidence().to_vec(),
             file_hash: examined.file_hash,
             kind: "publish".to_owned(),
             nar_hash: examined.nar_hash,
