@@ -1,10 +1,12 @@
 //! What a decision may depend on: the claim and what is known of it, and the evidence that was checked. Plain values: how
 //! a fact was checked is the gateway's business, what follows from it is [`crate::decide`]'s.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use pushgate_formats::{Sha256, StorePath, derivation::FixedLeaf};
 use serde::{Deserialize, Serialize};
+
+use crate::rule::count;
 
 /// Something that may be known, known not to exist, or not known yet.
 ///
@@ -260,6 +262,45 @@ pub enum Wait {
     Fetch(String),
     /// One of several, each of which would do.
     Any(Vec<Vec<Wait>>),
+    /// So many of several.
+    Several {
+        need: u32,
+        of: Vec<Vec<Wait>>,
+    },
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |of: &[Vec<Self>], word: &str| {
+            let texts: Vec<String> = of
+                .iter()
+                .map(|waits| {
+                    let texts: Vec<String> = waits.iter().map(ToString::to_string).collect();
+                    if waits.len() > 1 { format!("({})", texts.join(" and ")) } else { texts.concat() }
+                })
+                .collect();
+            texts.join(word)
+        };
+        match self {
+            Self::Derivation(path) => f.write_str(&path.absolute()),
+            Self::AnyDerivation => f.write_str("derivation"),
+            Self::Person => f.write_str("person"),
+            Self::Rebuilds { have, need, inputs } => {
+                let inputs = if *inputs { " with rebuilt inputs" } else { "" };
+                write!(f, "{}{inputs} ({have} of {need})", count(*need, "rebuild"))
+            }
+            Self::Submitters { have, need } => write!(f, "{} ({have} of {need})", count(*need, "submitter")),
+            Self::Approvals { have, need, from } => {
+                write!(f, "{} from `{from}` ({have} of {need})", count(*need, "approval"))
+            }
+            Self::Upstream { url: Some(url) } => write!(f, "upstream `{url}`"),
+            Self::Upstream { url: None } => f.write_str("any upstream"),
+            Self::Ci(identity) => f.write_str(identity),
+            Self::Fetch(source) => write!(f, "an attested fetch of {source}"),
+            Self::Any(of) => f.write_str(&list(of, " or ")),
+            Self::Several { need, of } => write!(f, "{need} of {}", list(of, ", ")),
+        }
+    }
 }
 
 /// What the policy says.

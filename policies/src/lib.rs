@@ -1,10 +1,21 @@
-//! tmp
+//! Policy files and the pure decision over a claim and its evidence. Takes text and facts, gives values; reads no file,
+//! asks no clock, knows no database.
+
 mod decide;
-pub mod explain;
 pub mod facts;
-mod file;
+pub mod file;
+pub mod limits;
+pub mod matching;
+pub mod names;
 pub mod record;
 pub mod review;
+mod reviewers;
+pub mod rule;
+mod standing;
+mod starting;
 pub mod units;
-pub use decide::{Needs, decide, explain};
-pub use file::{Closure, Limits, MAX_POLICY, Policy, PolicyError, Upstream, starting_policy};
+
+pub use decide::decide;
+pub use file::{Closure, MAX_POLICY, Needs, Policy, PolicyError, Upstream};
+pub use limits::Limits;
+pub use starting::starting_policy;

@@ -1,6 +1,9 @@
 //! The facts of a decision as they are stored and replayed: owned, with a stable JSON form.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use pushgate_formats::{
     Sha256, StorePath,
@@ -132,7 +135,7 @@ impl From<&FixedLeaf> for RecordedSource {
 
 impl Recorded {
     /// Keeps what a decision rested on. `asked`: the variables of the environment that were looked for.
-    pub fn of(claim: &Claim<'_>, evidence: &Evidence, moment: Moment, asked: &[String]) -> Self {
+    pub fn of(claim: &Claim<'_>, evidence: &Evidence, moment: Moment, asked: &BTreeSet<String>) -> Self {
         let built = claim.built.map(|b| RecordedBuilt {
             derivation: b.derivation.clone(),
             output: b.output.to_owned(),
@@ -187,7 +190,7 @@ impl Recorded {
             Fact::Absent | Fact::Unknown => true,
         };
         let sources = !needs.sources || self.sources != Fact::Unknown || self.built == Fact::Unknown;
-        let upstreams = !needs.upstreams || !self.upstreams.is_empty();
+        let upstreams = needs.upstreams.iter().all(|url| self.upstreams.iter().any(|fact| fact.url == *url));
         let submitters = !needs.submitters || !self.submitters.is_empty();
         built && sources && upstreams && submitters
     }
@@ -197,7 +200,7 @@ impl Recorded {
     pub fn replay<T>(
         &self,
         now: u64,
-        env: &[String],
+        env: &BTreeSet<String>,
         judge: impl FnOnce(&Claim<'_>, &Evidence, Moment) -> T,
     ) -> T {
         let variables: BTreeMap<String, String> = match &self.built {

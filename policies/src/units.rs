@@ -41,26 +41,32 @@ fn split(text: &str) -> Option<(u64, &str)> {
     Some((text[..digits].parse().ok()?, text[digits..].trim_start()))
 }
 
+/// What is said of a text that isn't a size.
+pub(crate) fn not_a_size(text: &str) -> String {
+    format!(
+        "`{text}` is not a size; write a whole number and B, KiB, MiB, GiB or TiB, as in `\"4 GiB\"`, \
+         less than 8388608 TiB"
+    )
+}
+
+/// What is said of a text that isn't a duration.
+pub(crate) fn not_a_duration(text: &str) -> String {
+    format!(
+        "`{text}` is not a duration; write a whole number and s, m, h, d or w, as in `\"7d\"`, \
+         at most 100 years"
+    )
+}
+
 /// For `deserialize_with`: see [`size`].
 pub fn de_size<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     let text = String::deserialize(d)?;
-    size(&text).ok_or_else(|| {
-        D::Error::custom(format!(
-            "`{text}` is not a size; write a whole number and B, KiB, MiB, GiB or TiB, as in `\"4 GiB\"`, \
-             less than 8388608 TiB"
-        ))
-    })
+    size(&text).ok_or_else(|| D::Error::custom(not_a_size(&text)))
 }
 
 /// For `deserialize_with`: see [`duration`].
 pub fn de_duration<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     let text = String::deserialize(d)?;
-    duration(&text).ok_or_else(|| {
-        D::Error::custom(format!(
-            "`{text}` is not a duration; write a whole number and s, m, h, d or w, as in `\"7d\"`, \
-             at most 100 years"
-        ))
-    })
+    duration(&text).ok_or_else(|| D::Error::custom(not_a_duration(&text)))
 }
 
 #[cfg(test)]

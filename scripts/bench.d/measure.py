@@ -102,7 +102,11 @@ class Gateway:
         os.makedirs(os.path.join(self.data, "policies"))
         # no upstream: `nix copy` doesn't ask one either
         with open(os.path.join(self.data, "policies", "main.toml"), "w") as file:
-            file.write('version = 1\ncache = "main"\nclosure = "self-contained"\n')
+            file.write(
+                'version = 1\ncache = "main"\nclosure = "self-contained"\n'
+                '[[rule]]\nname = "contents"\nmatch = { content-addressed = true }\nrequire = "content-address"\n'
+                '[[rule]]\nname = "rest"\nmatch = {}\nrequire = "derivation"\n'
+            )
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]

@@ -28,8 +28,18 @@ use pushgate_gateway::{app::App, clock::Clock, config::Config, db::Role, identit
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 
-/// Everything published here, no upstream, nothing reached for outside this machine.
-pub const POLICY: &str = "version = 1\ncache = \"main\"\n";
+/// Everything published here that is proven, no upstream, nothing reached for outside this machine. Tables may follow.
+pub const POLICY: &str = r#"version = 1
+cache = "main"
+[[rule]]
+name = "contents"
+match = { content-addressed = true }
+require = "content-address"
+[[rule]]
+name = "rest"
+match = {}
+require = "derivation"
+"#;
 
 /// Seconds that the policy lets a push wait, by default.
 pub const QUARANTINE_TTL: u64 = 7 * 86_400;

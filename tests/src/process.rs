@@ -167,7 +167,20 @@ fn newest(path: &Path) -> Option<SystemTime> {
 /// A policy file that says no more than that it is one: no upstreams, so that nothing is asked of the Internet.
 pub fn policy(cache: &str, more: &str) -> String {
     // keys of the whole file come before the first table
-    format!("version = 1\ncache = \"{cache}\"\n{more}\n")
+    format!(
+        r#"version = 1
+cache = "{cache}"
+{more}
+[[rule]]
+name = "contents"
+match = {{ content-addressed = true }}
+require = "content-address"
+[[rule]]
+name = "rest"
+match = {{}}
+require = "derivation"
+"#
+    )
 }
 
 /// A `pushgate-gateway serve` and its data directory. Killed when dropped.

@@ -71,9 +71,7 @@ pub fn may_review(cache: &Cache, key: &EnrolledKey) -> Result<(), ApiError> {
     if key.role == Role::Admin {
         return Ok(());
     }
-    let policy = cache.policy();
-    let identity = evidence::identity(key);
-    if policy.needs().approvers.iter().any(|group| policy.is_member(&identity, group)) {
+    if cache.policy().may_approve(&evidence::identity(key)) {
         return Ok(());
     }
     Err(ApiError::forbidden(format!(

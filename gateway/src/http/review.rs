@@ -13,7 +13,7 @@ use pushgate_formats::{
 };
 use pushgate_policies::{
     record::Recorded,
-    review::{RecordedDecision, RecordedDecisions, Why, WhyClaim},
+    review::{RecordedDecision, RecordedDecisions, Why},
 };
 use serde::Deserialize;
 
@@ -102,19 +102,8 @@ pub async fn why(
     if rows.is_empty() && published.is_none() {
         return Err(ApiError::not_found("claim of yours of the path", &path.absolute()));
     }
-    let (policy, now) = (cache.policy(), app.clock.now());
-    let ids: Vec<i64> = rows.iter().map(|row| row.claim.id).collect();
-    let mut claims = Vec::new();
-    for (claim, id) in with_evidence(&app, &cache, rows).await?.into_iter().zip(ids) {
-        let last = app.db.last_decision(id).await?;
-        let facts = last.and_then(|row| serde_json::from_str::<Recorded>(&row.facts).ok());
-        let explanation = facts.map(|facts| {
-            facts.replay(now, &policy.needs().env, |claim, evidence, moment| {
-                pushgate_policies::explain(&policy, claim, evidence, moment)
-            })
-        });
-        claims.push(WhyClaim { claim, explanation });
-    }
+    let policy = cache.policy();
+    let claims = with_evidence(&app, &cache, rows).await?;
     Ok(Json(Why { path, cache: cache.name.clone(), policy: policy.digest, published, claims }))
 }
 

@@ -95,12 +95,12 @@ pub struct Asked<'a> {
 pub fn decide(asked: &Asked<'_>) -> Judgement {
     let Asked { policy, session, signed, submitter, provenance, resolved, known } = asked;
     let claim = signed.claim();
-    let origin = Origin::of(policy, provenance, claim.deriver.as_ref(), resolved, known);
+    let origin = Origin::of(provenance, claim.deriver.as_ref(), resolved, known);
     let facts = origin.claim(&session.cache.name, provenance, claim.nar_size, submitter);
-    let evidence = known.evidence(policy, provenance, submitter);
+    let evidence = known.evidence(provenance, submitter);
     let moment = Moment { now: known.now, announced: session.announced };
     let decision = policies::decide(policy, &facts, &evidence, moment);
-    let recorded = Recorded::of(&facts, &evidence, moment, &policy.needs().env);
+    let recorded = Recorded::of(&facts, &evidence, moment, &known.needs.env);
     let stored = stored_outcome(policy, Outcome::of(&decision), &recorded);
     let mut again = None;
     let verdict = match decision {

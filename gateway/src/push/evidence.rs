@@ -5,7 +5,7 @@
 //! since doesn't count, nor one by an identity without an owner.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -14,7 +14,7 @@ use pushgate_formats::{
     derivation::{Derivation, FixedLeaf},
 };
 use pushgate_policies::{
-    Policy,
+    Needs, Policy,
     facts::{self, Approval, Fact, Identity, Refusal, UpstreamFact, UpstreamSays, Voucher, Waiver},
 };
 
@@ -37,7 +37,9 @@ pub struct Known {
     upstreams: HashMap<StorePath, Vec<Says>>,
     /// By derivation: the variables that the policy asks for.
     env: HashMap<StorePath, BTreeMap<String, String>>,
-    /// Derivations whose environment couldn't be read.
+    /// What the policy asks for at all.
+    pub needs: Needs,
+    /// Seconds since 1970.
     pub now: u64,
 }
 
@@ -57,8 +59,8 @@ impl Known {
         policy: &Policy,
         sent: &[Sent<'_>],
     ) -> Result<Self, DbError> {
-        let (db, now, needs) = (app.db.as_ref(), app.clock.now(), policy.needs());
-        let mut known = Self { now, ..Self::default() };
+        let (db, needs) = (app.db.as_ref(), policy.needs());
+        let mut known = Self { now: app.clock.now(), ..Self::default() };
         let mut paths: Vec<StorePath> = sent.iter().map(|s| s.path.clone()).collect();
         paths.sort();
         paths.dedup();
@@ -68,13 +70,15 @@ impl Known {
         for row in db.evidence(&cache.name, &paths).await? {
             known.words.entry(row.path.clone()).or_default().push(row);
         }
-        if needs.upstreams {
-            known.upstreams = app.upstreams.says(db, &policy.upstreams, &paths).await?;
+        if !needs.upstreams.is_empty() {
+            let asked = policy.upstreams.iter().filter(|u| needs.upstreams.contains(&u.url)).cloned();
+            known.upstreams = app.upstreams.says(db, &asked.collect::<Vec<_>>(), &paths).await?;
         }
         if !needs.env.is_empty() {
             let derivers: Vec<StorePath> = sent.iter().filter_map(|s| s.deriver.cloned()).collect();
             known.env = environments(db, derivers, &needs.env).await?;
         }
+        known.needs = needs;
         Ok(known)
     }
 
@@ -89,12 +93,7 @@ impl Known {
     }
 
     /// What the policy weighs.
-    pub fn evidence(
-        &self,
-        policy: &Policy,
-        provenance: &Provenance,
-        submitter: &EnrolledKey,
-    ) -> facts::Evidence {
+    pub fn evidence(&self, provenance: &Provenance, submitter: &EnrolledKey) -> facts::Evidence {
         let mut evidence = facts::Evidence::only(match provenance.kind() {
             ProvenanceKind::Derivation { .. } => facts::Provenance::Derivation,
             ProvenanceKind::ContentAddress { weak: false, .. } => facts::Provenance::ContentAddress,
@@ -110,7 +109,7 @@ impl Known {
             };
             evidence.upstreams.push(UpstreamFact { url: says.url.clone(), says: says_of_it });
         }
-        if policy.needs().submitters {
+        if self.needs.submitters {
             // he has sent the bytes, or nobody would judge it
             let (submitter, owner) = (submitter.identity_name.clone(), submitter.owner.clone());
             evidence.submitters.push(Voucher { submitter, owner });
@@ -165,13 +164,12 @@ impl<'a> Origin<'a> {
     /// A path whose contents hash to it may have no derivation at all: nothing about its making could change it. Any other
     /// path without one has facts that aren't known yet.
     pub fn of(
-        policy: &Policy,
         provenance: &Provenance,
         deriver: Option<&'a StorePath>,
         resolved: &'a Resolved,
         known: &'a Known,
     ) -> Self {
-        let needs = policy.needs();
+        let needs = &known.needs;
         let made_by = deriver.and_then(|path| {
             let derivation = resolved.known.get(path)?;
             // a deriver that doesn't yield the path says nothing about it
@@ -302,7 +300,7 @@ pub fn concerns(app: &App, cache: &Cache, push: &str) {
 async fn environments(
     db: &dyn Db,
     mut derivers: Vec<StorePath>,
-    names: &[String],
+    names: &BTreeSet<String>,
 ) -> Result<HashMap<StorePath, BTreeMap<String, String>>, DbError> {
     derivers.sort();
     derivers.dedup();

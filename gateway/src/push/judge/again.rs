@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use pushgate_formats::api::PathState;
 use pushgate_policies::{
-    self as policies, Policy,
+    self as policies, Needs, Policy,
     facts::Decision,
     record::{Outcome, Recorded},
 };
@@ -38,7 +38,8 @@ pub(super) async fn step(app: &Arc<App>, cache: &Arc<Cache>, after: i64) -> Resu
     let more = rows.len() == CLAIMS as usize;
     let (policy, now) = (cache.policy(), app.clock.now());
     let judged = tokio::task::spawn_blocking(move || {
-        rows.into_iter().map(|row| (fate(&policy, &row, now), row)).collect::<Vec<_>>()
+        let needs = policy.needs();
+        rows.into_iter().map(|row| (fate(&policy, &needs, &row, now), row)).collect::<Vec<_>>()
     })
     .await?;
     let mut claims = Vec::new();
@@ -59,14 +60,13 @@ pub(super) async fn step(app: &Arc<App>, cache: &Arc<Cache>, after: i64) -> Resu
     Ok(more.then_some(last))
 }
 
-fn fate(policy: &Arc<Policy>, row: &HeldDecision, now: u64) -> Fate {
+fn fate(policy: &Policy, needs: &Needs, row: &HeldDecision, now: u64) -> Fate {
     let Ok(recorded) = serde_json::from_str::<Recorded>(&row.facts) else { return Fate::Report };
-    if !recorded.covers(policy.needs()) {
+    if !recorded.covers(needs) {
         return Fate::Report;
     }
-    let decision = recorded.replay(now, &policy.needs().env, |claim, evidence, moment| {
-        policies::decide(policy, claim, evidence, moment)
-    });
+    let decision = recorded
+        .replay(now, &needs.env, |claim, evidence, moment| policies::decide(policy, claim, evidence, moment));
     let outcome = Outcome::of(&decision);
     // held by the policy itself, and not by something that comes after it
     let by_policy = row.code == row.decided.outcome.code;

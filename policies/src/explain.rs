@@ -1,2 +1,0 @@
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Explanation {}
