@@ -15,6 +15,7 @@ mod damage;
 mod faults;
 mod http;
 mod load;
+mod policy;
 mod pushes;
 mod reads;
 mod static_files;

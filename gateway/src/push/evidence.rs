@@ -52,12 +52,13 @@ pub struct Sent<'a> {
 }
 
 impl Known {
-    /// Looks up what the policy may ask of these claims, and notes who vouches for them by having sent their bytes.
+    /// Looks up what the policy may ask of these claims, what people said of those whose bytes aren't here too, and notes who vouches for them by having sent their bytes.
     pub async fn gather(
         app: &App,
         cache: &Cache,
         policy: &Policy,
         sent: &[Sent<'_>],
+        unsent: &[StorePath],
     ) -> Result<Self, DbError> {
         let (db, needs) = (app.db.as_ref(), policy.needs());
         let mut known = Self { now: app.clock.now(), ..Self::default() };
@@ -67,7 +68,8 @@ impl Known {
         if needs.submitters {
             vouch(app, cache, sent).await?;
         }
-        for row in db.evidence(&cache.name, &paths).await? {
+        let all = [paths.as_slice(), unsent].concat();
+        for row in db.evidence(&cache.name, &all).await? {
             known.words.entry(row.path.clone()).or_default().push(row);
         }
         if !needs.upstreams.is_empty() {

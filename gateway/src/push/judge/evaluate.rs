@@ -107,7 +107,12 @@ pub(super) fn unsent_claims(session: &Session) -> Vec<usize> {
     if progress.claims.iter().any(|c| c.state == PathState::Checking) {
         return vec![];
     }
-    let unsent = |i: &usize| progress.claims[*i].state == PathState::Wanted;
+    let unsent = |i: &usize| {
+        let claim = &progress.claims[*i];
+        // one that differs from what is published may be settled
+        claim.state == PathState::Wanted
+            || (progress.nars[*i].is_none() && claim.code.as_deref() == Some(CONFLICTS_WITH_PUBLISHED))
+    };
     session.order.iter().copied().filter(unsent).collect()
 }
 
@@ -118,7 +123,7 @@ fn settled_without_bytes(session: &Session, i: usize, facts: &Facts) -> Option<O
     Some(if *path == claim.path && *nar_hash == claim.nar_hash {
         Outcome::State(ClaimState::plain(PathState::Published), vec![])
     } else {
-        Outcome::Conflict(conflicts_with_published(claim, path, nar_hash), vec![])
+        differs_from_published(claim, path, nar_hash, facts)
     })
 }
 
@@ -212,12 +217,7 @@ fn evaluate_claim(
         if *path == claim.path && *nar_hash == claim.nar_hash {
             return Ok(Outcome::State(ClaimState::plain(PathState::Published), vec![]));
         }
-        if facts.known.settled(&claim.path) == Some(*nar_hash) {
-            let message =
-                format!("an admin settled that the published NAR hash `{nar_hash}` is right for `{path}`");
-            return Ok(rejected("conflict-settled", message));
-        }
-        return Ok(Outcome::Conflict(conflicts_with_published(claim, path, nar_hash), vec![]));
+        return Ok(differs_from_published(claim, path, nar_hash, facts));
     }
     let empty = Resolved::default();
     let resolved = facts.resolved.get(&session.id).unwrap_or(&empty);
@@ -359,6 +359,24 @@ fn later(session: &Session, facts: &Facts) -> u64 {
     now + (now.saturating_sub(session.announced) / 4).clamp(SOON, 3600)
 }
 
+/// What becomes of a claim that differs from what is published.
+fn differs_from_published(
+    claim: &Claim,
+    path: &StorePath,
+    nar_hash: &pushgate_formats::Sha256,
+    facts: &Facts,
+) -> Outcome {
+    if facts.known.settled(&claim.path) == Some(*nar_hash) {
+        let message =
+            format!("an admin settled that the published NAR hash `{nar_hash}` is right for `{path}`");
+        return rejected("conflict-settled", message);
+    }
+    Outcome::Conflict(conflicts_with_published(claim, path, nar_hash), vec![])
+}
+
+/// Code of a claim that differs from what is published.
+pub(super) const CONFLICTS_WITH_PUBLISHED: &str = "conflicts-with-published";
+
 /// The state of a claim that differs from what is published.
 pub fn conflicts_with_published(
     claim: &Claim,
@@ -373,7 +391,7 @@ pub fn conflicts_with_published(
     } else {
         format!("`{}` has the hash part of `{path}`, which is published", claim.path)
     };
-    ClaimState::with(PathState::Held, "conflicts-with-published", message, vec!["person".to_owned()])
+    ClaimState::with(PathState::Held, CONFLICTS_WITH_PUBLISHED, message, vec!["person".to_owned()])
 }
 
 pub(super) fn damaged_state(claim: &Claim) -> ClaimState {

@@ -70,6 +70,8 @@ pub(super) async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) 
         known: evidence::Known::default(),
     };
     let (mut paths, mut own) = (BTreeSet::new(), BTreeSet::new());
+    // claims without bytes: they may be published by another, or settled
+    let mut unsent: Vec<StorePath> = Vec::new();
     let shares = shares(sessions);
     for session in sessions {
         let key = app.db.key(&session.key.bytes()).await?;
@@ -93,7 +95,7 @@ pub(super) async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) 
                 facts.barred.insert(session.id.clone(), barred);
             }
         }
-        paths.extend(unsent_claims(session).into_iter().map(|i| session.signed[i].path().clone()));
+        unsent.extend(unsent_claims(session).into_iter().map(|i| session.signed[i].path().clone()));
         let (mut derivers, mut built) = (false, BTreeSet::new());
         // before anything is looked up: what comes meanwhile makes the judgement out of date
         facts.evidence.insert(session.id.clone(), session.progress().evidence);
@@ -142,7 +144,8 @@ pub(super) async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) 
             session,
         })
         .collect();
-    facts.known = evidence::Known::gather(app, cache, &facts.policy, &sent).await?;
+    facts.known = evidence::Known::gather(app, cache, &facts.policy, &sent, &unsent).await?;
+    paths.extend(unsent);
     let own: Vec<StorePath> = own.into_iter().collect();
     for row in app.db.rival_claims(&cache.name, &own).await? {
         facts.rivals.entry(row.path).or_default().push((row.id, row.nar_hash));

@@ -1,0 +1,141 @@
+//! Which rule is for a claim: names, limits, facts that aren't known.
+
+use pushgate_formats::api::PathState;
+use pushgate_tests::forge::{Item, Package};
+use rstest::rstest;
+
+use super::*;
+
+/// Rules that keep `glibc` to the core group and take the rest by derivation.
+fn guarded() -> String {
+    format!(
+        "{HEAD}[[rule]]\nname = \"core's glibc\"\nmatch = {{ pname = \"glibc\", submitter = \"@core\" }}\nrequire = \"derivation\"\n\
+         [[rule]]\nname = \"glibc\"\nmatch = {{ pname = \"glibc\" }}\ndeny = \"only core pushes glibc\"\n{REST}"
+    )
+}
+
+#[rstest]
+#[case::by_name("glibc-2.40", true)]
+#[case::without_a_version("glibc", true)]
+#[case::another_output_name("glibc-2.40-dev", true)]
+#[case::a_version_that_lies("glibc-2.40-evil", true)]
+#[case::another_package("glibc-evil", false)]
+#[case::another_package_with_a_version("glibc-evil-2.40", false)]
+#[case::other_letters("Glibc-2.40", false)]
+#[case::a_prefix("glib-2.40", false)]
+#[tokio::test]
+async fn not_permitted(#[case] name: &str, #[case] is_glibc: bool) {
+    let forge = start(&guarded()).await;
+    let (mallory, bob) = (forge.submitter("mallory").await, forge.submitter("bob").await);
+    let package = Package::new(name).env("salt", &pushgate_tests::forge::random_hex()).build();
+    let before = forge.snapshot().await;
+    let pushed = forge.push(&forge.draft(&mallory).package(&package)).await;
+    if !is_glibc {
+        pushed.assert_published(package.path());
+        return;
+    }
+    pushed.assert_rejected(package.path(), "not-permitted");
+    let message = pushed.of(package.path()).message.clone().unwrap();
+    assert!(message.contains("only core pushes glibc"), "{message}");
+    forge.assert_unchanged(&before).await;
+    // the same by somebody who may
+    let pushed = forge.push(&forge.draft(&bob).package(&package)).await;
+    pushed.assert_published(package.path());
+}
+
+/// A path that no rule is for.
+#[tokio::test]
+async fn not_permitted_by_any_rule() {
+    let forge = start(&format!("{HEAD}{}", rule("tool", "\"derivation\""))).await;
+    let alice = forge.submitter("alice").await;
+    let (tool, other) = (package("tool"), package("other"));
+    let before = forge.snapshot().await;
+    let pushed = forge.push(&forge.draft(&alice).package(&tool).package(&other)).await;
+    pushed.assert_published(tool.path());
+    pushed.assert_rejected(other.path(), "not-permitted");
+    forge.assert_published_only(&before, &[tool.path()]).await;
+}
+
+/// Withholding the derivation doesn't lead past the rule that looks at its system or environment.
+#[rstest]
+#[case::system("match = { system = \"riscv64-linux\" }")]
+#[case::environment("match = { env.FOO = \"bar\" }")]
+#[case::sources("match = { sources = { any = { url = \"glob:https://evil.example.org/*\" } } }")]
+#[tokio::test]
+async fn a_fact_withheld_leads_to_no_laxer_rule(#[case] condition: &str) {
+    let strict = format!("[[rule]]\nname = \"strict\"\n{condition}\ndeny = \"no\"\n");
+    let lax = "[[rule]]\nname = \"lax\"\nmatch = {}\nrequire = { any = [\"derivation\", { approvals = 1, from = \"core\" }] }\n";
+    let forge = start(&format!("{HEAD}{strict}{lax}")).await;
+    let (alice, bob) = (forge.submitter("alice").await, forge.submitter("bob").await);
+    let tool = package("tool");
+    let before = forge.snapshot().await;
+    let mut push = forge.push(&forge.draft(&alice).item(tool.out())).await;
+    push.assert_held(tool.path(), "needs-derivation");
+    forge.act(&bob, approve(&tool, None)).await.expect("an approval");
+    stays(&forge, &mut push, tool.path(), PathState::Held, Some("needs-derivation")).await;
+    forge.assert_nothing_public(&before).await;
+    // with it, it is known that the strict rule isn't for it
+    forge.push(&forge.draft(&alice).package(&tool)).await.assert_published(tool.path());
+}
+
+/// What the derivation says decides, where it is here.
+#[rstest]
+#[case::environment("match = { env.FOO = \"bar\" }", "FOO", "bar", "baz")]
+#[tokio::test]
+async fn the_environment_matches(
+    #[case] condition: &str,
+    #[case] name: &str,
+    #[case] hit: &str,
+    #[case] miss: &str,
+) {
+    let strict = format!("[[rule]]\nname = \"strict\"\n{condition}\ndeny = \"no\"\n");
+    let forge = start(&format!("{HEAD}{strict}{REST}")).await;
+    let alice = forge.submitter("alice").await;
+    let with = |value: &str| Package::new("tool-1").env(name, value).build();
+    let hit = with(hit);
+    let pushed = forge.push(&forge.draft(&alice).package(&hit)).await;
+    pushed.assert_rejected(hit.path(), "not-permitted");
+    for other in [with(miss), Package::new("tool-2").build()] {
+        forge.push(&forge.draft(&alice).package(&other)).await.assert_published(other.path());
+    }
+}
+
+#[tokio::test]
+async fn nar_too_large_for_its_rule_or_its_submitter() {
+    let limits = "[[limit]]\nsubmitter = \"mallory\"\nnar-size = \"1 KiB\"\n";
+    let big = "[[rule]]\nname = \"small tools\"\nmatch = { pname = \"tool\" }\nrequire = \"derivation\"\nlimits = { nar-size = \"2 KiB\" }\n";
+    let forge = start(&format!("{HEAD}{big}{REST}{limits}")).await;
+    let (alice, mallory) = (forge.submitter("alice").await, forge.submitter("mallory").await);
+    let of = |name: &str, bytes: usize| Package::new(name).contents(&"x".repeat(bytes)).build();
+    let before = forge.snapshot().await;
+    for (by, package, fits) in [
+        (&alice, of("tool-1", 4096), false),
+        (&alice, of("tool-2", 100), true),
+        (&alice, of("other-1", 4096), true),
+        (&mallory, of("other-2", 1500), false),
+        (&mallory, of("other-3", 100), true),
+    ] {
+        let pushed = forge.push(&forge.draft(by).package(&package)).await;
+        match fits {
+            true => pushed.assert_published(package.path()),
+            false => pushed.assert_rejected(package.path(), "nar-too-large"),
+        }
+        assert_eq!(forge.narinfo(package.path()).await.is_some(), fits);
+    }
+    assert!(forge.snapshot().await.packs == before.packs);
+}
+
+/// Contents speak for themselves, whoever sends them, unless a rule says otherwise.
+#[tokio::test]
+async fn the_first_rule_that_is_for_a_path_decides() {
+    let text = format!(
+        "version = 1\ncache = \"main\"\n[[rule]]\nname = \"no secrets\"\nmatch = {{ pname = \"glob:secret*\" }}\ndeny = \"secrets stay here\"\n{}",
+        HEAD.split_once("[[rule]]").map(|(_, rest)| format!("[[rule]]{rest}")).unwrap()
+    );
+    let forge = start(&text).await;
+    let alice = forge.submitter("alice").await;
+    let (secret, other) = (Item::source("secret-plan", "x"), Item::source("plan", "x"));
+    let pushed = forge.push(&forge.draft(&alice).item(&secret).item(&other)).await;
+    pushed.assert_rejected(&secret.path, "not-permitted");
+    pushed.assert_published(&other.path);
+}
