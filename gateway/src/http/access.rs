@@ -181,7 +181,13 @@ async fn admit(app: &Arc<App>, access: Access, request: &mut Request) -> Result<
                 Ok(None) => return Err(ApiError::not_found("cache", name)),
                 Err(e) => return Err(ApiError::unavailable(&e)),
             };
-            let pusher = Pusher { identity: holder.identity, name: holder.name, owner: holder.owner, cache };
+            let pusher = Pusher {
+                identity: holder.identity,
+                name: holder.name,
+                owner: holder.owner,
+                groups: holder.groups,
+                cache,
+            };
             request.extensions_mut().insert(pusher);
         }
     }

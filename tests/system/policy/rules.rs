@@ -115,10 +115,17 @@ async fn nar_too_large_for_its_rule_or_its_submitter() {
         (&mallory, of("other-2", 1500), false),
         (&mallory, of("other-3", 100), true),
     ] {
-        let pushed = forge.push(&forge.draft(by).package(&package)).await;
-        match fits {
-            true => pushed.assert_published(package.path()),
-            false => pushed.assert_rejected(package.path(), "nar-too-large"),
+        let draft = forge.draft(by).package(&package);
+        let announced = forge.announce(&draft).await.unwrap();
+        if announced.status.paths[0].state == PathState::Rejected {
+            // before any of its bytes came
+            assert_eq!(announced.status.paths[0].code.as_deref(), Some("nar-too-large"));
+        } else {
+            let pushed = forge.complete(&draft, announced).await;
+            match fits {
+                true => pushed.assert_published(package.path()),
+                false => pushed.assert_rejected(package.path(), "nar-too-large"),
+            }
         }
         assert_eq!(forge.narinfo(package.path()).await.is_some(), fits);
     }
@@ -138,4 +145,59 @@ async fn the_first_rule_that_is_for_a_path_decides() {
     let pushed = forge.push(&forge.draft(&alice).item(&secret).item(&other)).await;
     pushed.assert_rejected(&secret.path, "not-permitted");
     pushed.assert_published(&other.path);
+}
+
+#[tokio::test]
+async fn paths_per_push_of_a_submitter() {
+    let limit = "[[limit]]\nsubmitter = \"mallory\"\npaths-per-push = 2\n";
+    let forge = start(&format!("{HEAD}{REST}{limit}")).await;
+    let (alice, mallory) = (forge.submitter("alice").await, forge.submitter("mallory").await);
+    let items: Vec<Item> = (0..3).map(|n| Item::source("plan", &format!("{n}"))).collect();
+    let of = |by, items: &[Item]| items.iter().fold(forge.draft(by), |draft, item| draft.item(item));
+    let before = forge.snapshot().await;
+    let error = forge.announce(&of(&mallory, &items)).await.unwrap_err();
+    assert_eq!((error.status, error.code.as_str()), (413, "announcement-too-large"), "{error:?}");
+    forge.assert_unchanged(&before).await;
+    forge.push(&of(&mallory, &items[..2])).await.assert_published(&items[0].path);
+    forge.push(&of(&alice, &items)).await.assert_published(&items[2].path);
+}
+
+/// What was sent within a day counts, also after a restart, and what wasn't taken doesn't.
+#[tokio::test]
+async fn bytes_per_day_of_a_submitter() {
+    let limit = "[[limit]]\nsubmitter = \"mallory\"\nbytes-per-day = \"64 KiB\"\n";
+    let mut forge = start(&format!("{HEAD}{REST}{limit}")).await;
+    let (alice, mallory) = (forge.submitter("alice").await, forge.submitter("mallory").await);
+    // noise doesn't compress
+    let noise = || Item::source("plan", &(0..600).map(|_| random_hex()).collect::<String>());
+    let sent = |item: &Item| zstd::bulk::compress(&item.nar, 1).unwrap().len();
+    let (first, second, third, fourth) = (noise(), noise(), noise(), noise());
+    assert!(sent(&first) < 32 << 10 && sent(&first) * 8 > 64 << 10);
+    let mut count = 0;
+    let mut push = async |forge: &Forge, by: &Submitter, item: &Item| {
+        count += 1;
+        let pushed = forge.push(&forge.draft(by).item(item)).await;
+        let state = pushed.of(&item.path).state;
+        let code = pushed.uploaded.and_then(|u| u.nars[0].error.clone()).map(|e| e.code);
+        (state, code)
+    };
+    let mut taken = vec![];
+    for _ in 0..8 {
+        let item = noise();
+        let (state, code) = push(&forge, &mallory, &item).await;
+        if state != PathState::Published {
+            assert_eq!((state, code.as_deref()), (PathState::Wanted, Some("daily-quota-exceeded")));
+            break;
+        }
+        taken.push(item);
+    }
+    assert!((2..8).contains(&taken.len()), "{} were taken", taken.len());
+    assert_eq!(push(&forge, &alice, &first).await.0, PathState::Published);
+    forge = forge.restart().await;
+    let refused = push(&forge, &mallory, &second).await;
+    assert_eq!((refused.0, refused.1.as_deref()), (PathState::Wanted, Some("daily-quota-exceeded")));
+    assert_eq!(forge.narinfo(&second.path).await, None);
+    forge.clock.advance(86_400 + 3600);
+    assert_eq!(push(&forge, &mallory, &third).await.0, PathState::Published);
+    assert_eq!(push(&forge, &mallory, &fourth).await.0, PathState::Published);
 }
