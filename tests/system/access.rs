@@ -136,6 +136,16 @@ fn expected(access: Access, path: &str, caller: Caller) -> u16 {
             Verifier | Admin | Revoked | FrozenAdmin | ForAnotherGateway,
         ) => 403,
         (Access::Admin, Admin) => 200,
+        // tokens are for pushes
+        (Access::Admin, Token | OtherToken | WrongToken | Basic) => 403,
+        (
+            Access::Admin,
+            StockToken
+            | StockTokenUnderAnotherName
+            | StockTokenForAnotherCache
+            | RevokedStockToken
+            | FrozenStockToken,
+        ) => 403,
         (Access::Admin, Owner | Other | Verifier | Revoked | Frozen | FrozenAdmin | ForAnotherGateway) => 403,
         (Access::Push | Access::PushOrOwner, Token) => 200,
         (Access::Push | Access::PushOrOwner, OtherToken | WrongToken) => 403,

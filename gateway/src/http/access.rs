@@ -254,6 +254,9 @@ async fn submitter(app: &App, credentials: &Credentials) -> Result<EnrolledKey, 
 }
 
 async fn admin(app: &App, credentials: &Credentials) -> Result<EnrolledKey, ApiError> {
+    if credentials.bearer.is_some() || credentials.basic.is_some() {
+        return Err(ApiError::forbidden("no token opens this; it needs a request signed by an admin's key"));
+    }
     let key = signer(app, credentials).await?;
     may_administer(&key)?;
     Ok(key)
