@@ -4,6 +4,7 @@
 mod commands;
 mod effects;
 mod events;
+mod faults;
 mod refusals;
 
 use pushgate_formats::{Sha256, acts::Deed, api::Role, keys::KeyName};
