@@ -196,3 +196,27 @@ fn events_are_followed() {
     gateway.admin(&["key", "revoke", "alice-1"]).ended_with(0);
     assert_eq!(next(), is("gateway host", "revoke-key"));
 }
+
+/// Who pushes and administers has two keys, each for what it is for.
+#[test]
+fn one_person_in_two_roles() {
+    let gateway = Gateway::start();
+    let url = gateway.url("");
+    let ada = gateway.enrol("ada", &[]);
+    ada.run(&["admin", "submitter", "list"]).ended_with(1);
+    let code = gateway.admin(&["invite", "ada-admin", "--role", "admin"]).line();
+    let refused = ada.run(&["join", &url, "--invite", &code]).ended_with(1);
+    assert!(refused.err.contains("--as admin"), "{}", refused.err);
+    let joined = ada.run(&["join", &url, "--invite", &code, "--as", "admin"]).ended_with(0).out;
+    assert!(joined.contains("as ada-admin (admin)") && joined.contains("pushgate admin events"), "{joined}");
+    assert!(ada.run(&["admin", "submitter", "list"]).ended_with(0).out.contains("ada-admin"));
+    ada.run(&["status"]).ended_with(0);
+    ada.run(&["token"]).ended_with(0);
+    ada.run(&["join", &url, "--invite", &code, "--as", "admin"]).ended_with(1);
+    // a new key in one role leaves the other alone
+    let code = ada.run(&["admin", "submitter", "rotate", "ada-1"]).line();
+    ada.run(&["join", &url, "--invite", &code, "--as", "submitter", "--again"]).ended_with(0);
+    ada.run(&["admin", "submitter", "revoke-key", "ada-1", "--reason", "rotated"]).ended_with(0);
+    ada.run(&["status"]).ended_with(0);
+    ada.run(&["admin", "events"]).ended_with(0);
+}
