@@ -195,6 +195,8 @@ fn events_are_followed() {
     assert_eq!(next(), is("gateway host", "revoke-token"));
     gateway.admin(&["key", "revoke", "alice-1"]).ended_with(0);
     assert_eq!(next(), is("gateway host", "revoke-key"));
+    gateway.add_cache("second");
+    assert_eq!(next(), is("gateway host", "add-cache"));
 }
 
 /// Who pushes and administers has two keys, each for what it is for.
