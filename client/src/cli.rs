@@ -3,6 +3,7 @@
 pub mod admin;
 
 use clap::{Args, Parser, Subcommand};
+use pushgate_formats::api::Role;
 
 use crate::push::MAX_JOBS;
 
@@ -48,6 +49,9 @@ pub struct Join {
     /// Make another key for a gateway that you joined before, and use that one from now on
     #[arg(long)]
     pub again: bool,
+    /// What the invite is for, where you have joined the same gateway in another role: submitter or admin
+    #[arg(long = "as", value_name = "ROLE")]
+    pub role: Option<Role>,
 }
 
 /// Send store paths, and all that they need, to a gateway

@@ -14,7 +14,7 @@ use pushgate_client::{
     cli::{Cli, Command, Join, Push, Status, Token, admin::Admin},
     clock,
     config::ConfigDir,
-    join::join,
+    join::{How, join},
     nix::StoreLocation,
     output::{self, Exit},
     progress::Progress,
@@ -23,6 +23,7 @@ use pushgate_client::{
     status::{self, Question},
     token,
 };
+use pushgate_formats::api::Role;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -56,7 +57,8 @@ async fn run(cli: Cli) -> Result<Exit> {
 }
 
 async fn run_join(dir: &ConfigDir, args: Join) -> Result<Exit> {
-    let joined = join(dir, &args.url, &args.invite, args.name.as_deref(), args.again).await?;
+    let how = How { name: args.name.as_deref(), again: args.again, role: args.role };
+    let joined = join(dir, &args.url, &args.invite, &how).await?;
     print(&output::joined(&joined))?;
     Ok(Exit::Accepted)
 }
@@ -104,7 +106,7 @@ async fn run_token(dir: &ConfigDir, args: Token) -> Result<Exit> {
 }
 
 async fn run_admin(dir: &ConfigDir, args: Admin) -> Result<Exit> {
-    let session = Session::open(dir, args.command.gateway().url.as_deref())?;
+    let session = Session::open_as(dir, args.command.gateway().url.as_deref(), Role::Admin)?;
     let mut failed = None;
     let said = admin::run(&session, &args, |page| match write(page) {
         Ok(read_on) => read_on,

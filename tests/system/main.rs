@@ -1,6 +1,7 @@
 //! Whole-system tests, one binary: each module is a theme.
 
 mod access;
+mod admin;
 mod attacks_bytes;
 mod attacks_claims;
 mod attacks_http;
