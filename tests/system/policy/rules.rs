@@ -1,6 +1,10 @@
 //! Which rule is for a claim: names, limits, facts that aren't known.
 
-use pushgate_formats::api::PathState;
+use pushgate_formats::{
+    api::PathState,
+    content_address::Method,
+    hash::{HashAlgo, NixHash},
+};
 use pushgate_tests::forge::{Item, Package};
 use rstest::rstest;
 
@@ -200,4 +204,34 @@ async fn bytes_per_day_of_a_submitter() {
     forge.clock.advance(86_400 + 3600);
     assert_eq!(push(&forge, &mallory, &third).await.0, PathState::Published);
     assert_eq!(push(&forge, &mallory, &fourth).await.0, PathState::Published);
+}
+
+/// The URL stands in the derivation because the submitter wrote it there: a rule about it is met by the admin's list of
+/// hashes, or by somebody's attested fetch, and never by the words alone.
+#[tokio::test]
+async fn a_url_of_a_trusted_host_beside_the_hash_of_other_contents() {
+    let of = |sources: &str| {
+        format!(
+            "version = 1\ncache = \"main\"\n[[rule]]\nname = \"known sources\"\nmatch = {{}}\n\
+             require = {{ all = [{{ any = [\"derivation\", \"content-address\"] }}, {{ sources = [{sources}] }}] }}\n"
+        )
+    };
+    let url = "https://trusted.example.org/tool.tar.gz";
+    let forge = start(&of("{ url = \"glob:https://trusted.example.org/*\" }")).await;
+    let alice = forge.submitter("alice").await;
+    let tarball = |contents: &str| {
+        let nar = pushgate_tests::forge::file_nar(contents.as_bytes(), false);
+        Package::new("tool.tar.gz").env("url", url).fixed(Method::Recursive, HashAlgo::Sha256, nar).build()
+    };
+    let (evil, good) = (tarball("evil"), tarball("good"));
+    let before = forge.snapshot().await;
+    let mut push = forge.push(&forge.draft(&alice).package(&evil)).await;
+    push.assert_held(evil.path(), "needs-sources");
+    forge.assert_nothing_public(&before).await;
+    // the admin lists the hash of the good one
+    let hash = NixHash::from(good.out().nar_hash).sri();
+    assert!(edit(&forge, &of(&format!("{{ url = \"{url}\", hash = \"{hash}\" }}"))).await);
+    stays(&forge, &mut push, evil.path(), PathState::Held, Some("needs-sources")).await;
+    forge.push(&forge.draft(&alice).package(&good)).await.assert_published(good.path());
+    forge.assert_published_only(&before, &[good.path()]).await;
 }
