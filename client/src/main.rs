@@ -10,12 +10,13 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use pushgate_client::{
     api::printable,
-    cli::{Cli, Command, Join, Push, Status, Token},
+    cli::{Cli, Command, Join, PolicyCommand, Push, Status, Token},
     clock,
     config::ConfigDir,
     join::join,
     nix::StoreLocation,
     output::{self, Exit},
+    policy,
     progress::Progress,
     push::{self, Options},
     session::Session,
@@ -44,12 +45,14 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn run(cli: Cli) -> Result<Exit> {
-    let dir = ConfigDir::from_env()?;
+    // policy files need no settings
+    let dir = ConfigDir::from_env;
     match cli.command {
-        Command::Join(args) => run_join(&dir, args).await,
-        Command::Push(args) => run_push(&dir, args).await,
-        Command::Status(args) => run_status(&dir, args).await,
-        Command::Token(args) => run_token(&dir, args).await,
+        Command::Policy(command) => run_policy(command),
+        Command::Join(args) => run_join(&dir()?, args).await,
+        Command::Push(args) => run_push(&dir()?, args).await,
+        Command::Status(args) => run_status(&dir()?, args).await,
+        Command::Token(args) => run_token(&dir()?, args).await,
     }
 }
 
@@ -99,6 +102,38 @@ async fn run_token(dir: &ConfigDir, args: Token) -> Result<Exit> {
     let (url, key) = (&session.gateway.url, dir.key_path(&session.gateway));
     eprintln!("push with: nix copy --to '{url}/{}/push?secret-key={}' PATH", args.cache, key.display());
     Ok(Exit::Accepted)
+}
+
+fn run_policy(command: PolicyCommand) -> Result<Exit> {
+    let (text, exit) = match command {
+        PolicyCommand::Check(args) => {
+            let report = policy::check(&args.files)?;
+            (if args.json { output::json(&report.files) } else { report.text() }, report.exit)
+        }
+        PolicyCommand::Test(args) => {
+            let report = policy::test(&args.files)?;
+            (if args.json { output::json(&report.files) } else { report.text() }, report.exit)
+        }
+        PolicyCommand::Explain(args) => {
+            let explanation = match policy::explain(&args) {
+                // several lines, each with its place
+                Err(policy::ExplainError::Policy(error)) => {
+                    eprintln!("{}", output::printable_lines(&error.to_string()));
+                    return Ok(Exit::Error);
+                }
+                explained => explained?,
+            };
+            let text = if args.json {
+                output::json(&explanation)
+            } else {
+                output::printable_lines(&explanation.to_string())
+            };
+            (text, Exit::Accepted)
+        }
+        PolicyCommand::Schema(_) => (policy::schema().to_owned(), Exit::Accepted),
+    };
+    print(&text)?;
+    Ok(exit)
 }
 
 /// Prints to standard output; a reader that has seen enough (`| head`) is no error.
