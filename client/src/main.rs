@@ -11,12 +11,13 @@ use clap::Parser;
 use pushgate_client::{
     admin,
     api::printable,
-    cli::{Cli, Command, Join, Push, Status, Token, admin::Admin},
+    cli::{Cli, Command, Join, PolicyCommand, Push, Status, Token, admin::Admin},
     clock,
     config::ConfigDir,
     join::{How, join},
     nix::StoreLocation,
     output::{self, Exit},
+    policy,
     progress::Progress,
     push::{self, Options},
     session::Session,
@@ -46,13 +47,15 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn run(cli: Cli) -> Result<Exit> {
-    let dir = ConfigDir::from_env()?;
+    // policy files need no settings
+    let dir = ConfigDir::from_env;
     match cli.command {
-        Command::Join(args) => run_join(&dir, args).await,
-        Command::Push(args) => run_push(&dir, args).await,
-        Command::Status(args) => run_status(&dir, args).await,
-        Command::Token(args) => run_token(&dir, args).await,
-        Command::Admin(args) => run_admin(&dir, args).await,
+        Command::Policy(command) => run_policy(command),
+        Command::Join(args) => run_join(&dir()?, args).await,
+        Command::Push(args) => run_push(&dir()?, args).await,
+        Command::Status(args) => run_status(&dir()?, args).await,
+        Command::Token(args) => run_token(&dir()?, args).await,
+        Command::Admin(args) => run_admin(&dir()?, args).await,
     }
 }
 
@@ -122,6 +125,38 @@ async fn run_admin(dir: &ConfigDir, args: Admin) -> Result<Exit> {
     print(&said.out)?;
     eprint!("{}", said.note);
     Ok(Exit::Accepted)
+}
+
+fn run_policy(command: PolicyCommand) -> Result<Exit> {
+    let (text, exit) = match command {
+        PolicyCommand::Check(args) => {
+            let report = policy::check(&args.files)?;
+            (if args.json { output::json(&report.files) } else { report.text() }, report.exit)
+        }
+        PolicyCommand::Test(args) => {
+            let report = policy::test(&args.files)?;
+            (if args.json { output::json(&report.files) } else { report.text() }, report.exit)
+        }
+        PolicyCommand::Explain(args) => {
+            let explanation = match policy::explain(&args) {
+                // several lines, each with its place
+                Err(policy::ExplainError::Policy(error)) => {
+                    eprintln!("{}", output::printable_lines(&error.to_string()));
+                    return Ok(Exit::Error);
+                }
+                explained => explained?,
+            };
+            let text = if args.json {
+                output::json(&explanation)
+            } else {
+                output::printable_lines(&explanation.to_string())
+            };
+            (text, Exit::Accepted)
+        }
+        PolicyCommand::Schema(_) => (policy::schema().to_owned(), Exit::Accepted),
+    };
+    print(&text)?;
+    Ok(exit)
 }
 
 /// Prints to standard output; a reader that has seen enough (`| head`) is no error.

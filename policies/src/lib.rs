@@ -22,3 +22,8 @@ pub use explain::explain;
 pub use file::{Closure, MAX_POLICY, Needs, Policy, PolicyError, Upstream};
 pub use limits::Limits;
 pub use starting::starting_policy;
+
+/// The JSON schema of policy files, for editors.
+pub const fn schema() -> &'static str {
+    include_str!("../schema.json")
+}

@@ -187,4 +187,6 @@ impl Needs {
 }
 
 #[cfg(test)]
+mod schema_tests;
+#[cfg(test)]
 mod tests;
