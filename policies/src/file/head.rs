@@ -9,7 +9,7 @@ use toml::{
 };
 
 use super::{
-    Closure, Policy, Upstream, cases,
+    Closure, Enrolled, Policy, Upstream, cases, enrolled,
     problem::{Problems, hint},
     rules, sense,
     tree::{self, Table, Value, cut},
@@ -53,6 +53,7 @@ pub(crate) fn read(
     file: &Spanned<DeTable<'_>>,
     text: &str,
     cache: Option<&str>,
+    known: Option<&Enrolled>,
     problems: &mut Problems,
 ) -> Option<Policy> {
     let file = Table::root(file);
@@ -83,6 +84,7 @@ pub(crate) fn read(
     let closure = file.read("closure", problems, |value, problems| tree::word(value, CLOSURES, problems));
     let publish_derivations = file.read("publish-derivations", problems, tree::boolean);
     let groups = groups(&file, problems);
+    let places = places(&file);
     let limits = file.read("limits", problems, limits).unwrap_or_default();
     let submitter_limits = file
         .tables("limit", problems)
@@ -109,6 +111,9 @@ pub(crate) fn read(
         digest: Sha256::of(text.as_bytes()),
     };
     sense::check(&policy, &spans, problems);
+    if let Some(known) = known {
+        enrolled::check(&policy, &places, &spans, known, problems);
+    }
     Some(policy)
 }
 
@@ -148,6 +153,16 @@ fn groups(file: &Table<'_, '_>, problems: &mut Problems) -> Vec<Group> {
         groups.push(Group { name, members });
     }
     groups
+}
+
+/// Where groups are named.
+fn places(file: &Table<'_, '_>) -> Vec<(String, Range<usize>)> {
+    match file.get("groups").map(Spanned::get_ref) {
+        Some(DeValue::Table(table)) => {
+            table.keys().map(|key| (key.get_ref().to_string(), key.span())).collect()
+        }
+        _ => vec![],
+    }
 }
 
 fn member(value: &Value<'_>, problems: &mut Problems) -> Option<String> {

@@ -1,6 +1,7 @@
 //! The policy file: parsed whole or refused whole, with line and column of all that is wrong.
 
 mod cases;
+mod enrolled;
 mod head;
 mod matches;
 mod problem;
@@ -14,6 +15,7 @@ use std::collections::BTreeSet;
 use pushgate_formats::{Sha256, keys::PublicKey};
 use toml::de::DeTable;
 
+pub use enrolled::{Enrolled, EnrolledIdentity};
 pub use head::{CLOSURES, FIELDS};
 use problem::Problems;
 pub use problem::{Place, PolicyError, Problem, Severity};
@@ -111,6 +113,11 @@ impl Policy {
 
     /// Parses the text of a policy file, and gives warnings too. `cache`: which cache's file it has to be.
     pub fn check(text: &str, cache: Option<&str>) -> Checked {
+        Self::check_with(text, cache, None)
+    }
+
+    /// The same, and warns of what nobody who is enrolled could do.
+    pub fn check_with(text: &str, cache: Option<&str>, enrolled: Option<&Enrolled>) -> Checked {
         let whole = |message| Checked {
             policy: None,
             problems: vec![Problem { severity: Severity::Error, message, place: None }],
@@ -127,7 +134,7 @@ impl Policy {
         if problems.has_errors() {
             return Checked { policy: None, problems: problems.placed(text) };
         }
-        let policy = head::read(&table, text, cache, &mut problems);
+        let policy = head::read(&table, text, cache, enrolled, &mut problems);
         let policy = policy.filter(|_| !problems.has_errors());
         Checked { policy, problems: problems.placed(text) }
     }

@@ -32,6 +32,8 @@ pub(crate) struct Spans {
     pub(crate) name: Range<usize>,
     pub(crate) matches: Range<usize>,
     pub(crate) nar_size: Range<usize>,
+    /// Of `require` or `deny`.
+    pub(crate) then: Range<usize>,
 }
 
 /// Reads all rules.
@@ -99,6 +101,7 @@ fn rule(
     let nar_size = limits.as_ref().and_then(|limits| limits.read("nar-size", problems, tree::size));
     let spans = Spans {
         name: table.get("name").map_or(0..0, Spanned::span),
+        then: table.get("require").or_else(|| table.get("deny")).map_or(0..0, Spanned::span),
         matches: table.get("match").map_or(0..0, Spanned::span),
         nar_size: limits.and_then(|limits| limits.get("nar-size").map(Spanned::span)).unwrap_or(0..0),
     };

@@ -303,6 +303,44 @@ fn limits_come_from_the_first_table_that_has_them() {
     assert_eq!(of(limits("big-1", &[])), (2, Some(10), Some(5)));
 }
 
+#[test]
+fn what_nobody_enrolled_could_do_is_warned_of() {
+    let text = with_rule(
+        "match = {}\nrequire = { all = [{ rebuilds = 2 }, { submitters = 2 }, { approvals = 1, from = \"core\" }] }",
+    );
+    let who = |name: &str, owner: &str, groups: &[&str], is_verifier| EnrolledIdentity {
+        name: name.into(),
+        owner: (!owner.is_empty()).then(|| owner.into()),
+        groups: groups.iter().map(|group| (*group).into()).collect(),
+        is_verifier,
+    };
+    let mut enrolled = Enrolled {
+        identities: vec![who("alice", "", &[], false), who("v1", "o", &[], true), who("v2", "o", &[], true)],
+    };
+    let messages = |enrolled: &Enrolled| -> Vec<String> {
+        let checked = Policy::check_with(&text, None, Some(enrolled));
+        assert!(checked.policy.is_some());
+        checked.problems.iter().map(|problem| problem.message.clone()).collect()
+    };
+    let found = messages(&enrolled);
+    let says = [
+        "nobody is enrolled as `bob`, in the group `core`",
+        "the group `ci` names nobody who is enrolled",
+        "nobody enrolled could meet `2 rebuilds` of the rule `r`: the verifiers that are enrolled have 1 different owners",
+        "`2 submitters`",
+        "`1 approval from `core``",
+    ];
+    assert_eq!(found.len(), says.len(), "{found:?}");
+    assert!(found.iter().zip(says).all(|(found, says)| found.contains(says)), "{found:?}");
+    enrolled.identities.extend([
+        who("bob", "b", &["ci"], false),
+        who("carol", "c", &[], false),
+        who("v3", "p", &[], true),
+    ]);
+    assert_eq!(messages(&enrolled), [""; 0]);
+    assert_eq!(Policy::check(&text, None).problems, []);
+}
+
 proptest! {
     /// Every head that a file can hold, printed by hand, is read as what it is.
     #[test]
