@@ -52,12 +52,14 @@ pub struct Sent<'a> {
 }
 
 impl Known {
-    /// Looks up what the policy may ask of these claims, and notes who vouches for them by having sent their bytes.
+    /// Looks up what the policy may ask of these claims, and notes who vouches for them by having sent their bytes. Of paths
+    /// that are claimed without bytes it matters what was said of them.
     pub async fn gather(
         app: &App,
         cache: &Cache,
         policy: &Policy,
         sent: &[Sent<'_>],
+        unsent: &BTreeSet<StorePath>,
     ) -> Result<Self, DbError> {
         let (db, needs) = (app.db.as_ref(), policy.needs());
         let mut known = Self { now: app.clock.now(), ..Self::default() };
@@ -67,7 +69,9 @@ impl Known {
         if needs.submitters {
             vouch(app, cache, sent).await?;
         }
-        for row in db.evidence(&cache.name, &paths).await? {
+        let mut said: Vec<StorePath> = unsent.iter().cloned().collect();
+        said.extend(paths.iter().filter(|path| !unsent.contains(*path)).cloned());
+        for row in db.evidence(&cache.name, &said).await? {
             known.words.entry(row.path.clone()).or_default().push(row);
         }
         if !needs.upstreams.is_empty() {

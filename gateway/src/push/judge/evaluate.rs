@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use pushgate_formats::{StorePath, api::PathState};
+use pushgate_formats::{Sha256, StorePath, api::PathState};
 
 use super::{JudgeError, facts::Facts};
 use crate::{
@@ -36,7 +36,7 @@ pub(super) struct Round {
     pub(super) publish: Vec<(Arc<Session>, usize, Publishable)>,
     /// (session, claim, new state, paths whose publication may change it)
     pub(super) states: Vec<(Arc<Session>, usize, ClaimState, Vec<StorePath>)>,
-    pub(super) conflicts: Vec<(StorePath, pushgate_formats::Sha256, i64)>,
+    pub(super) conflicts: Vec<(StorePath, Sha256, i64)>,
     pub(super) lookups: Vec<StorePath>,
     /// By push: see [`super::session::Progress::evidence`].
     pub(super) evidence: HashMap<String, u64>,
@@ -100,14 +100,19 @@ pub(super) fn open_part(session: &Session, most: usize) -> (Vec<usize>, usize) {
     (part, 0)
 }
 
-/// Claims whose bytes nobody seems to send: the client went away, and another push may have brought the path. None while
-/// something of the push is being checked, which is when its client is there.
+/// Claims whose bytes nobody seems to send: the client went away, and another push may have brought the path; or they were
+/// never wanted, since other contents are published. None while something of the push is being checked, which is when its
+/// client is there.
 pub(super) fn unsent_claims(session: &Session) -> Vec<usize> {
     let progress = session.progress();
     if progress.claims.iter().any(|c| c.state == PathState::Checking) {
         return vec![];
     }
-    let unsent = |i: &usize| progress.claims[*i].state == PathState::Wanted;
+    let unsent = |i: &usize| match progress.claims[*i].state {
+        PathState::Wanted => true,
+        PathState::Held => progress.nars[*i].is_none(),
+        _ => false,
+    };
     session.order.iter().copied().filter(unsent).collect()
 }
 
@@ -118,8 +123,18 @@ fn settled_without_bytes(session: &Session, i: usize, facts: &Facts) -> Option<O
     Some(if *path == claim.path && *nar_hash == claim.nar_hash {
         Outcome::State(ClaimState::plain(PathState::Published), vec![])
     } else {
-        Outcome::Conflict(conflicts_with_published(claim, path, nar_hash), vec![])
+        differs_from_published(claim, path, nar_hash, facts)
     })
+}
+
+/// What has come of a claim of other contents than those that are published under its path's hash.
+fn differs_from_published(claim: &Claim, path: &StorePath, nar_hash: &Sha256, facts: &Facts) -> Outcome {
+    if facts.known.settled(&claim.path) == Some(*nar_hash) {
+        let message =
+            format!("an admin settled that the published NAR hash `{nar_hash}` is right for `{path}`");
+        return rejected("conflict-settled", message);
+    }
+    Outcome::Conflict(conflicts_with_published(claim, path, nar_hash), vec![])
 }
 
 /// Judges every open claim of the batch. Blocks; asks nobody.
@@ -212,12 +227,7 @@ fn evaluate_claim(
         if *path == claim.path && *nar_hash == claim.nar_hash {
             return Ok(Outcome::State(ClaimState::plain(PathState::Published), vec![]));
         }
-        if facts.known.settled(&claim.path) == Some(*nar_hash) {
-            let message =
-                format!("an admin settled that the published NAR hash `{nar_hash}` is right for `{path}`");
-            return Ok(rejected("conflict-settled", message));
-        }
-        return Ok(Outcome::Conflict(conflicts_with_published(claim, path, nar_hash), vec![]));
+        return Ok(differs_from_published(claim, path, nar_hash, facts));
     }
     let empty = Resolved::default();
     let resolved = facts.resolved.get(&session.id).unwrap_or(&empty);
@@ -360,11 +370,7 @@ fn later(session: &Session, facts: &Facts) -> u64 {
 }
 
 /// The state of a claim that differs from what is published.
-pub fn conflicts_with_published(
-    claim: &Claim,
-    path: &StorePath,
-    nar_hash: &pushgate_formats::Sha256,
-) -> ClaimState {
+pub fn conflicts_with_published(claim: &Claim, path: &StorePath, nar_hash: &Sha256) -> ClaimState {
     let message = if *path == claim.path {
         format!(
             "`{}` is published with NAR hash `{nar_hash}`, claimed is `{}`; the published one stays",

@@ -69,7 +69,7 @@ pub(super) async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) 
         submitters: HashMap::new(),
         known: evidence::Known::default(),
     };
-    let (mut paths, mut own) = (BTreeSet::new(), BTreeSet::new());
+    let (mut paths, mut own, mut unsent) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let shares = shares(sessions);
     for session in sessions {
         let key = app.db.key(&session.key.bytes()).await?;
@@ -93,7 +93,7 @@ pub(super) async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) 
                 facts.barred.insert(session.id.clone(), barred);
             }
         }
-        paths.extend(unsent_claims(session).into_iter().map(|i| session.signed[i].path().clone()));
+        unsent.extend(unsent_claims(session).into_iter().map(|i| session.signed[i].path().clone()));
         let (mut derivers, mut built) = (false, BTreeSet::new());
         // before anything is looked up: what comes meanwhile makes the judgement out of date
         facts.evidence.insert(session.id.clone(), session.progress().evidence);
@@ -142,7 +142,8 @@ pub(super) async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) 
             session,
         })
         .collect();
-    facts.known = evidence::Known::gather(app, cache, &facts.policy, &sent).await?;
+    facts.known = evidence::Known::gather(app, cache, &facts.policy, &sent, &unsent).await?;
+    paths.extend(unsent);
     let own: Vec<StorePath> = own.into_iter().collect();
     for row in app.db.rival_claims(&cache.name, &own).await? {
         facts.rivals.entry(row.path).or_default().push((row.id, row.nar_hash));
