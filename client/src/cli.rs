@@ -1,6 +1,7 @@
 //! The command line: names, help and limits of arguments. Doesn't do anything with them.
 
 pub mod admin;
+pub mod claims;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -25,6 +26,7 @@ pub enum Command {
     Join(Join),
     Push(Push),
     Status(Status),
+    Why(claims::Why),
     Token(Token),
     Admin(admin::Admin),
 }

@@ -13,6 +13,7 @@ pub mod nix;
 pub mod output;
 pub mod progress;
 pub mod push;
+pub mod review;
 pub mod session;
 pub mod status;
 pub mod token;

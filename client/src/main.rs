@@ -11,7 +11,7 @@ use clap::Parser;
 use pushgate_client::{
     admin,
     api::printable,
-    cli::{Cli, Command, Join, Push, Status, Token, admin::Admin},
+    cli::{Cli, Command, Join, Push, Status, Token, admin::Admin, claims::Why},
     clock,
     config::ConfigDir,
     join::join,
@@ -19,6 +19,7 @@ use pushgate_client::{
     output::{self, Exit},
     progress::Progress,
     push::{self, Options},
+    review,
     session::Session,
     status::{self, Question},
     token,
@@ -52,6 +53,7 @@ async fn run(cli: Cli) -> Result<Exit> {
         Command::Status(args) => run_status(&dir, args).await,
         Command::Token(args) => run_token(&dir, args).await,
         Command::Admin(args) => run_admin(&dir, args).await,
+        Command::Why(args) => run_why(&dir, args).await,
     }
 }
 
@@ -120,6 +122,17 @@ async fn run_admin(dir: &ConfigDir, args: Admin) -> Result<Exit> {
     print(&said.out)?;
     eprint!("{}", said.note);
     Ok(Exit::Accepted)
+}
+
+async fn run_why(dir: &ConfigDir, args: Why) -> Result<Exit> {
+    let path = review::path(&args.path)?;
+    let session = Session::open(dir, args.gateway.url.as_deref())?;
+    let greeting = session.greet().await?;
+    greeting.cache(&session, &args.cache)?;
+    let why = session.api.why(&args.cache, &path, &session.signer()).await;
+    let why = why.map_err(|e| greeting.explain(e))?;
+    print(&if args.json { output::json(&why) } else { review::why(&why, clock::now()) })?;
+    Ok(if review::is_rejected(&why) { Exit::Rejected } else { Exit::Accepted })
 }
 
 /// Prints to standard output; a reader that has seen enough (`| head`) is no error.

@@ -17,6 +17,7 @@ mod http;
 mod load;
 mod pushes;
 mod reads;
+mod review;
 mod static_files;
 mod stock;
 mod upstream;
