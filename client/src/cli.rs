@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod claims;
+pub mod replay;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -29,6 +30,9 @@ pub enum Command {
     Why(claims::Why),
     Token(Token),
     Admin(admin::Admin),
+    /// Policy files, which say what a cache publishes
+    #[command(subcommand)]
+    Policy(replay::Policy),
 }
 
 /// Make yourself known to a gateway, once per machine

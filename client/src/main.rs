@@ -11,12 +11,18 @@ use clap::Parser;
 use pushgate_client::{
     admin,
     api::printable,
-    cli::{Cli, Command, Join, Push, Status, Token, admin::Admin, claims::Why},
+    cli::{
+        Cli, Command, Join, Push, Status, Token,
+        admin::Admin,
+        claims::Why,
+        replay::{Policy, Replay},
+    },
     clock,
     config::ConfigDir,
     join::join,
     nix::StoreLocation,
     output::{self, Exit},
+    policy_replay::{self, ReplayError},
     progress::Progress,
     push::{self, Options},
     review,
@@ -54,6 +60,7 @@ async fn run(cli: Cli) -> Result<Exit> {
         Command::Token(args) => run_token(&dir, args).await,
         Command::Admin(args) => run_admin(&dir, args).await,
         Command::Why(args) => run_why(&dir, args).await,
+        Command::Policy(Policy::Replay(args)) => run_replay(&dir, args).await,
     }
 }
 
@@ -133,6 +140,30 @@ async fn run_why(dir: &ConfigDir, args: Why) -> Result<Exit> {
     let why = why.map_err(|e| greeting.explain(e))?;
     print(&if args.json { output::json(&why) } else { review::why(&why, clock::now()) })?;
     Ok(if review::is_rejected(&why) { Exit::Rejected } else { Exit::Accepted })
+}
+
+async fn run_replay(dir: &ConfigDir, args: Replay) -> Result<Exit> {
+    let mut failed = None;
+    let replayed = policy_replay::run(dir, &args, |text| match write(text) {
+        Ok(read_on) => read_on,
+        Err(error) => {
+            failed = Some(error);
+            false
+        }
+    });
+    let counts = match replayed.await {
+        // of several lines, and of a file of one's own
+        Err(ReplayError::Policy(error)) => {
+            eprintln!("{error}");
+            return Ok(Exit::Error);
+        }
+        replayed => replayed?,
+    };
+    match failed {
+        Some(error) => Err(error),
+        None if counts.differ > 0 => Ok(Exit::Rejected),
+        None => Ok(Exit::Accepted),
+    }
 }
 
 /// Prints to standard output; a reader that has seen enough (`| head`) is no error.

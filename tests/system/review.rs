@@ -3,6 +3,7 @@
 
 mod deciding;
 mod refusals;
+mod replay;
 
 use pushgate_formats::{StorePath, api::PathState};
 use pushgate_gateway::{db::Role, identities::Invite};
