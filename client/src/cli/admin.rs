@@ -17,7 +17,7 @@ use crate::session::is_cache_name;
 /// Look after those who push and what they push: let them in, stop them, decide, see what was done
 ///
 /// For admins: whoever joined with an invite for the role admin. The first one is invited on the gateway's host, with
-/// `pushgate-gateway invite NAME --role admin`. What you do is signed by your key and kept on record with your reason.
+/// `pushgate-gateway invite NAME --role admin`. Whom a policy asks for approvals may look at what is held, and approve. What you do is signed by your key and kept on record with your reason.
 ///
 /// Exit codes: 0 done, 1 error, 2 wrong arguments.
 #[derive(Debug, Args)]

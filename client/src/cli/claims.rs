@@ -32,8 +32,13 @@ pub struct Why {
 #[derive(Debug, Subcommand)]
 pub enum Held {
     List(HeldList),
+    /// Say yes to a claim
+    ///
+    /// Counts where a rule asks for approvals from a group that you are in, and never for claims of your own owner.
     Approve(Decide),
+    /// Say no to a claim, and to all later ones with the same contents; for admins
     Reject(Decide),
+    /// Let a claim do without the rebuilds that its rule asks for; for admins
     Waive(Decide),
 }
 
@@ -90,10 +95,7 @@ pub struct Claim {
     pub common: Common,
 }
 
-/// Say something about a claim: `approve` yes, `reject` no, `waive` that it needs no rebuild
-///
-/// Approvals count where a rule asks a group for them that you are in, and never for claims of your own owner. Rejecting
-/// and waiving is for admins.
+// no words of its own: each command that has these arguments says what it does
 #[derive(Debug, Args)]
 pub struct Decide {
     #[command(flatten)]
