@@ -1,6 +1,8 @@
 //! The command line: names, help and limits of arguments. Doesn't do anything with them.
 
 pub mod admin;
+pub mod claims;
+pub mod replay;
 
 use std::path::PathBuf;
 
@@ -28,8 +30,10 @@ pub enum Command {
     Join(Join),
     Push(Push),
     Status(Status),
+    Why(claims::Why),
     Token(Token),
     Admin(admin::Admin),
+    /// Policy files, which say what a cache publishes
     #[command(subcommand)]
     Policy(PolicyCommand),
 }
@@ -146,6 +150,7 @@ pub enum PolicyCommand {
     Test(PolicyTests),
     Explain(Box<PolicyExplain>),
     Schema(PolicySchema),
+    Replay(replay::Replay),
 }
 
 /// Find mistakes in policy files

@@ -37,6 +37,25 @@ pub fn utc(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}Z")
 }
 
+/// The beginning of a day that is written as [`utc`] writes it: `2031-12-24`. `None` for a day that isn't.
+pub fn date(text: &str) -> Option<u64> {
+    let mut parts =
+        text.split('-').map(|part| part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse::<u64>()));
+    let mut part = || parts.next()??.ok();
+    let (year, month, day) = (part()?, part()?, part()?);
+    if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+        return None;
+    }
+    // Howard Hinnant's days_from_civil, the other way round of the above
+    let from_march = if month > 2 { year } else { year - 1 };
+    let (era, of_era) = (from_march / 400, from_march % 400);
+    let of_year = (153 * (if month > 2 { month - 3 } else { month + 9 }) + 2) / 5 + day - 1;
+    let days = era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468;
+    let seconds = days * 86_400;
+    // 30 February comes back as another day
+    (utc(seconds).split(' ').next() == Some(text)).then_some(seconds)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,6 +68,21 @@ mod tests {
     #[case(200_000, 0, "2 days 7 h ahead of")]
     fn offsets(#[case] ours: u64, #[case] theirs: u64, #[case] words: &str) {
         assert_eq!(offset_in_words(ours, theirs), words);
+    }
+
+    #[rstest]
+    #[case("1970-01-01", Some(0))]
+    #[case("2000-02-29", Some(951_782_400))]
+    #[case("2100-03-01", Some(4_107_542_400))]
+    #[case("2100-02-29", None)]
+    #[case("2031-2-3", None)]
+    #[case("2031-13-01", None)]
+    #[case("1969-12-31", None)]
+    #[case("2031-12-24-1", None)]
+    #[case("+2031-12-24", None)]
+    #[case("", None)]
+    fn dates(#[case] text: &str, #[case] seconds: Option<u64>) {
+        assert_eq!(date(text), seconds);
     }
 
     #[rstest]

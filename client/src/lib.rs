@@ -14,6 +14,7 @@ pub mod output;
 pub mod policy;
 pub mod progress;
 pub mod push;
+pub mod review;
 pub mod session;
 pub mod status;
 pub mod token;

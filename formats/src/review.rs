@@ -44,6 +44,9 @@ pub struct ClaimInfo {
     pub push: String,
     pub path: StorePath,
     pub nar_hash: Sha256,
+    /// Bytes; absent where the policy hasn't looked at the claim yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nar_size: Option<u64>,
     pub submitter: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
@@ -63,7 +66,8 @@ pub struct ClaimInfo {
     pub evidence: Vec<EvidenceInfo>,
 }
 
-/// A page of held claims, oldest first (`GET /api/v1/caches/CACHE/held`).
+/// A page of held claims, oldest first (`GET /api/v1/caches/CACHE/held`), or with `?path=HASH-NAME` the open claims of
+/// one path: those too whose bytes are still awaited or checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HeldClaims {

@@ -18,6 +18,9 @@ pub struct RecordedDecision {
     pub id: i64,
     /// Seconds since 1970, UTC.
     pub made: u64,
+    /// Whether a later one was made of the same claim: it isn't what the claim has come to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub superseded: bool,
     /// Digest of the policy that decided.
     pub policy: Sha256,
     pub outcome: Outcome,

@@ -135,7 +135,7 @@ fn programs() -> &'static Programs {
             fs::metadata(program).and_then(|m| m.modified()).ok() >= newest
         };
         let gateway = fresh(&found.gateway, &["policies", "gateway", "migrations"]);
-        if !(gateway && fresh(&found.client, &["client"])) {
+        if !(gateway && fresh(&found.client, &["policies", "client"])) {
             let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
             let mut build = Command::new(cargo);
             build.args(["build", "--quiet", "--locked", "-p", "pushgate-gateway", "-p", "pushgate-client"]);

@@ -1,12 +1,13 @@
 //! What admins do: signs acts, sends them, and asks who is there and what was done. Doesn't know the command line's words,
 //! nor where its answers are printed.
 
+pub mod claims;
 pub mod events;
 pub mod submitters;
 pub mod tokens;
 
 use pushgate_formats::{
-    Sha256,
+    Sha256, StorePath,
     acts::{Act, ActDone, Deed},
     api::MAX_VALIDITY,
     base32,
@@ -19,7 +20,9 @@ use serde::Serialize;
 use crate::{
     api::{json, printable},
     cli::admin::{Admin, Command, Common},
-    clock, output,
+    clock,
+    nix::LocationError,
+    output,
     session::{Session, SessionError},
 };
 
@@ -31,6 +34,16 @@ pub enum AdminError {
     Random(#[source] getrandom::Error),
     #[error("the gateway has no {what} `{name}`")]
     Absent { what: &'static str, name: String },
+    #[error(transparent)]
+    Location(#[from] LocationError),
+    #[error("no open claim of `{path}` is in `{cache}`; `pushgate why` says what became of it")]
+    NothingClaimed { path: StorePath, cache: String },
+    #[error(
+        "`{path}` is published in `{cache}` with NAR hash `{nar_hash}`: there is nothing to decide any more"
+    )]
+    Published { path: StorePath, cache: String, nar_hash: Sha256 },
+    #[error("`{path}` is claimed with different contents, {claimed}: say with `--nar-hash` which you mean")]
+    SeveralClaimed { path: StorePath, claimed: String },
 }
 
 /// What a command has to say.
@@ -63,6 +76,8 @@ pub async fn run(
     match &admin.command {
         Command::Submitter(command) => submitters::run(session, command).await,
         Command::Token(command) => tokens::run(session, command).await,
+        Command::Held(command) => claims::held(session, command, show).await,
+        Command::Conflict(command) => claims::conflict(session, command, show).await,
         Command::Events(args) => events::run(session, args, show).await,
     }
 }

@@ -4,6 +4,7 @@
 
 mod admin;
 mod error;
+mod review;
 
 use std::time::{Duration, Instant};
 

@@ -8,13 +8,16 @@ use pushgate_formats::{
     keys::KeyName,
 };
 
-use super::Gateway;
+use super::{
+    Gateway,
+    claims::{Conflict, Held},
+};
 use crate::session::is_cache_name;
 
-/// Look after those who push: let them in, stop them, see what was done
+/// Look after those who push and what they push: let them in, stop them, decide, see what was done
 ///
 /// For admins: whoever joined with an invite for the role admin. The first one is invited on the gateway's host, with
-/// `pushgate-gateway invite NAME --role admin`. What you do is signed by your key and kept on record with your reason.
+/// `pushgate-gateway invite NAME --role admin`. Whom a policy asks for approvals may look at what is held, and approve. What you do is signed by your key and kept on record with your reason.
 ///
 /// Exit codes: 0 done, 1 error, 2 wrong arguments.
 #[derive(Debug, Args)]
@@ -31,6 +34,12 @@ pub enum Command {
     /// Tokens with which stock Nix pushes for a submitter
     #[command(subcommand)]
     Token(Token),
+    /// Claims that wait for people: list, approve, reject, waive
+    #[command(subcommand)]
+    Held(Held),
+    /// Paths that are claimed with contents that differ
+    #[command(subcommand)]
+    Conflict(Conflict),
     Events(Events),
 }
 
@@ -54,6 +63,8 @@ impl Command {
                 | Token::Revoke(TokenRevoke { common, .. }),
             )
             | Self::Events(Events { common, .. }) => &common.gateway,
+            Self::Held(command) => &command.common().gateway,
+            Self::Conflict(command) => &command.common().gateway,
         }
     }
 }
@@ -310,7 +321,7 @@ fn group(text: &str) -> Result<String, String> {
     check_groups(&[text.to_owned()]).map(|()| text.to_owned()).map_err(|e| e.to_string())
 }
 
-fn cache(text: &str) -> Result<String, String> {
+pub(super) fn cache(text: &str) -> Result<String, String> {
     if is_cache_name(text) { Ok(text.to_owned()) } else { Err("no cache can have this name".to_owned()) }
 }
 
@@ -352,6 +363,10 @@ mod tests {
     #[case::no_token("token revoke alice 1234")]
     #[case::cache("events --cache ../x")]
     #[case::after("events --after -1")]
+    #[case::approval_without_reason("held approve 0mdqa9w1p6cmli6976v4wi0sw9r4p5pr-x")]
+    #[case::until("held approve x --reason y --until soon")]
+    #[case::nar_hash("held reject x --reason y --nar-hash 1")]
+    #[case::settle_which("conflict settle x --reason y")]
     fn wrong_usage_ends_with_2(#[case] args: &str) {
         let args = args.split(' ').map(|arg| arg.replace('_', " "));
         let args = ["pushgate", "admin"].map(str::to_owned).into_iter().chain(args);

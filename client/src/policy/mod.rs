@@ -3,6 +3,7 @@
 
 mod check;
 mod explain;
+pub mod replay;
 mod test;
 
 use std::{

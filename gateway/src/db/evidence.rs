@@ -44,6 +44,8 @@ pub struct DecisionRow {
     /// JSON of [`pushgate_policies::record::Recorded`].
     pub facts: String,
     pub made: u64,
+    /// Whether a later one was made of the same claim.
+    pub superseded: bool,
 }
 
 /// Kinds of evidence that people give.
@@ -115,6 +117,8 @@ pub struct EvidenceRow {
 #[derive(Debug, Clone)]
 pub struct ClaimShown {
     pub claim: ClaimRow,
+    /// Bytes; known from the first decision on.
+    pub nar_size: Option<u64>,
     pub submitter: String,
     pub owner: Option<String>,
     /// Seconds since 1970: when it was announced, and when it is given up.

@@ -535,7 +535,8 @@ pub trait Db: Send + Sync + 'static {
     async fn due_pushes(&self, now: u64) -> Result<Vec<(String, String)>>;
     /// Pushes with a claim of this path that isn't settled for good.
     async fn open_pushes_of_path(&self, cache: &str, path: &StorePath) -> Result<Vec<String>>;
-    /// Decisions of a cache in the order that they were made, beginning behind one.
+    /// Decisions of a cache in the order that they were made, beginning behind one: at most so many, and fewer where they
+    /// rest on much. None only where there are no more.
     async fn decisions(&self, cache: &str, after: i64, most: u32) -> Result<Vec<DecisionRow>>;
     /// The last decision of a claim.
     async fn last_decision(&self, claim: i64) -> Result<Option<DecisionRow>>;

@@ -8,6 +8,7 @@ use axum::{
 };
 use pushgate_formats::{
     StorePath,
+    api::PathState,
     log_leaf::PublishLeaf,
     review::{ClaimInfo, Conflict, DecisionInfo, EvidenceInfo, HeldClaims, PublishedInfo},
 };
@@ -30,17 +31,30 @@ const PAGE: u32 = 200;
 const DECISIONS: u32 = 2000;
 
 #[derive(Debug, Deserialize)]
+pub struct Held {
+    #[serde(default)]
+    after: i64,
+    path: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
 pub struct After {
     #[serde(default)]
     after: i64,
 }
 
-/// `GET /api/v1/caches/CACHE/held?after=CLAIM`
+/// `GET /api/v1/caches/CACHE/held?after=CLAIM`, or `?path=HASH-NAME` for all open claims of one path.
 pub async fn held(
     State(app): State<Arc<App>>,
     Extension(cache): Extension<Arc<Cache>>,
-    Query(page): Query<After>,
+    Query(page): Query<Held>,
 ) -> Result<Json<HeldClaims>, ApiError> {
+    if let Some(text) = page.path {
+        let mut rows = app.db.claims_shown(&cache.name, &[store_path(&text)?]).await?;
+        rows.retain(|row| is_open(row.claim.state));
+        rows.reverse();
+        return Ok(Json(HeldClaims { claims: with_evidence(&app, &cache, rows).await?, after: None }));
+    }
     let rows = app.db.held_claims(&cache.name, page.after, PAGE).await?;
     let after = rows.last().filter(|_| rows.len() == PAGE as usize).map(|row| row.claim.id);
     Ok(Json(HeldClaims { claims: with_evidence(&app, &cache, rows).await?, after }))
@@ -74,13 +88,21 @@ pub async fn decisions(
     Query(page): Query<After>,
 ) -> Result<Json<RecordedDecisions>, ApiError> {
     let rows = app.db.decisions(&cache.name, page.after, DECISIONS).await?;
-    let after = rows.last().filter(|_| rows.len() == DECISIONS as usize).map(|row| row.id);
+    // how many are one page depends on what they rest on
+    let after = rows.last().map(|row| row.id);
     let decisions = rows
         .into_iter()
         .map(|row| {
             let facts: Recorded = serde_json::from_str(&row.facts).map_err(|e| ApiError::unavailable(&e))?;
             let Decided { policy, outcome, .. } = row.decided;
-            Ok(RecordedDecision { id: row.id, made: row.made, policy, outcome, facts })
+            Ok(RecordedDecision {
+                id: row.id,
+                made: row.made,
+                superseded: row.superseded,
+                policy,
+                outcome,
+                facts,
+            })
         })
         .collect::<Result<Vec<_>, ApiError>>()?;
     Ok(Json(RecordedDecisions { decisions, after }))
@@ -93,8 +115,7 @@ pub async fn why(
     Path((name, path)): Path<(String, String)>,
 ) -> Result<Json<Why>, ApiError> {
     let cache = super::pushes::cache(&app, &name).await?;
-    let path = StorePath::from_base_name(&path)
-        .map_err(|e| ApiError::bad_request("store-path-invalid", e.to_string()))?;
+    let path = store_path(&path)?;
     let reviews = crate::acts::claims::may_review(&cache, &key).is_ok();
     let mut rows = app.db.claims_shown(&cache.name, std::slice::from_ref(&path)).await?;
     rows.retain(|row| reviews || row.claim.identity == key.identity);
@@ -116,6 +137,15 @@ pub async fn why(
         claims.push(WhyClaim { claim, explanation });
     }
     Ok(Json(Why { path, cache: cache.name.clone(), policy: policy.digest, published, claims }))
+}
+
+fn store_path(text: &str) -> Result<StorePath, ApiError> {
+    StorePath::from_base_name(text).map_err(|e| ApiError::bad_request("store-path-invalid", e.to_string()))
+}
+
+/// Whether words about a claim in this state can still count.
+const fn is_open(state: PathState) -> bool {
+    matches!(state, PathState::Wanted | PathState::Checking | PathState::Held)
 }
 
 async fn published(app: &App, cache: &Cache, path: &StorePath) -> Result<Option<PublishedInfo>, ApiError> {
@@ -160,7 +190,7 @@ fn evidence_info(row: EvidenceRow) -> EvidenceInfo {
 }
 
 fn claim_info(row: ClaimShown, evidence: Vec<EvidenceInfo>) -> ClaimInfo {
-    let ClaimShown { claim, submitter, owner, announced, expires } = row;
+    let ClaimShown { claim, nar_size, submitter, owner, announced, expires } = row;
     let decided = claim.decided.map(|decided| DecisionInfo {
         policy: decided.policy,
         decision: decided.outcome.decision.into_owned(),
@@ -172,6 +202,7 @@ fn claim_info(row: ClaimShown, evidence: Vec<EvidenceInfo>) -> ClaimInfo {
         push: claim.push,
         path: claim.path,
         nar_hash: claim.nar_hash,
+        nar_size,
         submitter,
         owner,
         announced,
@@ -179,7 +210,7 @@ fn claim_info(row: ClaimShown, evidence: Vec<EvidenceInfo>) -> ClaimInfo {
         state: claim.state,
         code: claim.code,
         message: claim.message,
-        waits_for: claim.waits,
+        waits_for: if claim.state == PathState::Wanted { vec!["bytes".to_owned()] } else { claim.waits },
         decided,
         evidence,
     }

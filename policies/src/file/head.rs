@@ -21,19 +21,8 @@ use crate::{
 };
 
 /// Fields of the file.
-pub const FIELDS: &[&str] = &[
-    "version",
-    "cache",
-    "closure",
-    "publish-derivations",
-    "groups",
-    "limits",
-    "limit",
-    "retention",
-    "upstream",
-    "rule",
-    "test",
-];
+pub const FIELDS: &[&str] =
+    &["version", "cache", "closure", "groups", "limits", "limit", "retention", "upstream", "rule", "test"];
 /// Fields of `[limits]`.
 pub(crate) const LIMITS: &[&str] =
     &["nar-size", "quarantine-ttl", "quarantine-size", "paths-per-push", "bytes-per-day", "uploads-at-once"];
@@ -82,7 +71,6 @@ pub(crate) fn read(
         Some(name)
     });
     let closure = file.read("closure", problems, |value, problems| tree::word(value, CLOSURES, problems));
-    let publish_derivations = file.read("publish-derivations", problems, tree::boolean);
     let groups = groups(&file, problems);
     let places = places(&file);
     let limits = file.read("limits", problems, limits).unwrap_or_default();
@@ -100,7 +88,6 @@ pub(crate) fn read(
     let policy = Policy {
         cache: name?.to_owned(),
         closure: closure.unwrap_or_default(),
-        publish_derivations: publish_derivations.unwrap_or(false),
         groups,
         limits,
         submitter_limits,

@@ -35,8 +35,6 @@ pub struct Policy {
     /// Name of the cache.
     pub cache: String,
     pub closure: Closure,
-    /// Whether derivations that were received as evidence are published too. Default: no.
-    pub publish_derivations: bool,
     /// By name.
     pub groups: Vec<Group>,
     /// Of everybody; [`Policy::limits_for`] knows more.

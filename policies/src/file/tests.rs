@@ -35,7 +35,6 @@ fn the_starting_policy_is_what_the_defaults_say() {
     assert_eq!(policy.upstreams[0].url, "https://cache.nixos.org");
     assert_eq!(policy.digest, Sha256::of(text.as_bytes()));
     assert_eq!(policy.needs(), Needs::default());
-    assert!(!policy.publish_derivations);
 }
 
 #[rstest]

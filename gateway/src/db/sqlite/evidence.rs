@@ -7,6 +7,9 @@ use sqlx::SqliteConnection;
 use super::*;
 use crate::db::sqlite::pushes::{CLAIM_COLUMNS, claim_row};
 
+/// Facts of decisions that are read at once, in bytes, beyond those of one: a decision may rest on thousands of sources.
+const DECISION_BYTES: i64 = 8 << 20;
+
 /// The last decision among the columns of a row: policy, digest of
 /// the facts, decision, rule, code, from column `at` on.
 pub(super) fn decided(row: &SqliteRow, at: usize) -> Result<Option<Decided>> {
@@ -26,6 +29,7 @@ fn decision_row(row: &SqliteRow) -> Result<DecisionRow> {
         id: row.try_get(0)?,
         facts: facts(row.try_get(1)?)?,
         made: time(row.try_get(2)?),
+        superseded: row.try_get(8)?,
         decided,
     })
 }
@@ -38,7 +42,7 @@ fn facts(raw: Vec<u8>) -> Result<String> {
 fn shown(rest: &str) -> String {
     let columns = CLAIM_COLUMNS.replace(
         " FROM claims c",
-        ", i.name, i.owner, p.created, p.expires FROM claims c JOIN pushes p ON p.id = c.push \
+        ", i.name, i.owner, p.created, p.expires, CAST(d.facts AS TEXT) ->> 'nar-size' FROM claims c JOIN pushes p ON p.id = c.push \
          JOIN identities i ON i.id = c.identity",
     );
     format!("{columns} {rest}")
@@ -51,6 +55,7 @@ fn claim_shown(row: &SqliteRow) -> Result<ClaimShown> {
         owner: row.try_get(15)?,
         announced: time(row.try_get(16)?),
         expires: time(row.try_get(17)?),
+        nar_size: row.try_get::<Option<i64>, _>(18)?.and_then(|bytes| bytes.try_into().ok()),
     })
 }
 
@@ -260,12 +265,16 @@ impl Sqlite {
         most: u32,
     ) -> Result<Vec<DecisionRow>> {
         let rows = sqlx::query(
-            "SELECT id, facts, made, policy, digest, decision, rule, code FROM decisions WHERE cache = ? AND id > ? \
-             ORDER BY id LIMIT ?",
+            "SELECT d.id, d.facts, d.made, d.policy, d.digest, d.decision, d.rule, d.code, \
+             EXISTS (SELECT 1 FROM decisions later WHERE later.claim = d.claim AND later.id > d.id) FROM (\
+             SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM (\
+             SELECT id, length(facts) AS size FROM decisions WHERE cache = ? AND id > ? ORDER BY id LIMIT ?)) AS page \
+             CROSS JOIN decisions d ON d.id = page.id WHERE page.before < ? ORDER BY d.id",
         )
         .bind(cache)
         .bind(after)
         .bind(most)
+        .bind(DECISION_BYTES)
         .fetch_all(&self.read)
         .await?;
         rows.iter().map(decision_row).collect()
@@ -273,7 +282,7 @@ impl Sqlite {
 
     pub(super) async fn find_last_decision(&self, claim: i64) -> Result<Option<DecisionRow>> {
         let row = sqlx::query(
-            "SELECT id, facts, made, policy, digest, decision, rule, code FROM decisions WHERE claim = ? \
+            "SELECT id, facts, made, policy, digest, decision, rule, code, 0 FROM decisions WHERE claim = ? \
              ORDER BY id DESC LIMIT 1",
         )
         .bind(claim)
