@@ -4,7 +4,10 @@ pub mod admin;
 pub mod claims;
 pub mod replay;
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand};
+use pushgate_formats::api::Role;
 
 use crate::push::MAX_JOBS;
 
@@ -30,9 +33,8 @@ pub enum Command {
     Why(claims::Why),
     Token(Token),
     Admin(admin::Admin),
-    /// Policy files, which say what a cache publishes
     #[command(subcommand)]
-    Policy(replay::Policy),
+    Policy(PolicyCommand),
 }
 
 /// Make yourself known to a gateway, once per machine
@@ -54,6 +56,9 @@ pub struct Join {
     /// Make another key for a gateway that you joined before, and use that one from now on
     #[arg(long)]
     pub again: bool,
+    /// What the invite is for, where you have joined the same gateway in another role: submitter or admin
+    #[arg(long = "as", value_name = "ROLE")]
+    pub role: Option<Role>,
 }
 
 /// Send store paths, and all that they need, to a gateway
@@ -132,6 +137,100 @@ pub struct Token {
     pub netrc: bool,
     #[command(flatten)]
     pub gateway: Gateway,
+}
+
+/// Check, test, explain and try policy files, before a gateway uses them
+///
+/// A policy file says what a gateway publishes, holds and refuses. These commands read files on this machine; only replay
+/// asks a gateway, and changes nothing there.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    Check(PolicyFiles),
+    Test(PolicyTests),
+    Explain(Box<PolicyExplain>),
+    Replay(replay::Replay),
+    Schema(PolicySchema),
+}
+
+/// Find mistakes in policy files
+///
+/// Exit codes: 0 a gateway would take all of them, 1 one is broken or can't be read, 2 wrong arguments.
+#[derive(Debug, Args)]
+pub struct PolicyFiles {
+    /// Policy files, or directories of them
+    #[arg(value_name = "FILE|DIR", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Print one JSON document instead of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Run the tests that policy files have
+///
+/// Exit codes: 0 all passed, 1 one failed, or a file is broken or can't be read, 2 wrong arguments.
+#[derive(Debug, Args)]
+pub struct PolicyTests {
+    /// Policy files, or directories of them
+    #[arg(value_name = "FILE|DIR", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Print one JSON document instead of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Tell which rule of a policy file decides a path, why, and what is missing
+///
+/// The path needn't exist: a name such as glibc-2.40 will do. For example:
+///
+///   pushgate policy explain --policy main.toml glibc-2.40 --submitter alice --evidence derivation --evidence rebuilds=1
+///
+/// Exit codes: 0 here is the answer, 1 error, 2 wrong arguments.
+#[derive(Debug, Args)]
+pub struct PolicyExplain {
+    /// A store path, or the name of one
+    #[arg(value_name = "PATH|NAME")]
+    pub path: String,
+    /// The policy file
+    #[arg(long, value_name = "FILE")]
+    pub policy: PathBuf,
+    /// Who pushes it
+    #[arg(long, value_name = "NAME")]
+    pub submitter: String,
+    /// The submitter's owner
+    #[arg(long, value_name = "OWNER")]
+    pub owner: Option<String>,
+    /// A group that the submitter was given at enrolment; may be repeated
+    #[arg(long = "group", value_name = "GROUP")]
+    pub groups: Vec<String>,
+    /// What is known of it: derivation, content-address, rebuilds=N, submitters=N, approvals=N@GROUP, upstream, drawn, waiver,
+    /// or a table as in a policy file's test; may be repeated
+    #[arg(long, value_name = "EVIDENCE")]
+    pub evidence: Vec<String>,
+    /// The system that it is built for; with the derivation, x86_64-linux where not given
+    #[arg(long, value_name = "SYSTEM")]
+    pub system: Option<String>,
+    /// The derivation's output that it is
+    #[arg(long, value_name = "OUTPUT")]
+    pub output: Option<String>,
+    /// A variable of the derivation's environment; may be repeated
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Size of its NAR, such as 4GiB
+    #[arg(long, value_name = "SIZE")]
+    pub size: Option<String>,
+    /// Print one JSON document instead of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Print the JSON schema of policy files, by which editors complete and check them
+///
+/// Exit codes: 0 the schema is printed, 1 error, 2 wrong arguments.
+#[derive(Debug, Args)]
+pub struct PolicySchema {
+    /// Changes nothing: the schema is JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Which gateway, where several were joined.

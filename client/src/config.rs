@@ -9,7 +9,7 @@ use std::{
 };
 
 use etcetera::BaseStrategy;
-use pushgate_formats::api::CacheInfo;
+use pushgate_formats::api::{CacheInfo, Role};
 use serde::{Deserialize, Serialize};
 
 use crate::keyfile::{sync_dir, write_new};
@@ -54,10 +54,21 @@ pub struct Gateway {
     pub id: String,
     /// The name under which the gateway knows this client.
     pub submitter: String,
+    /// What the gateway lets this client's key do; a gateway may be joined once in each role.
+    #[serde(default = "submitter", skip_serializing_if = "is_submitter")]
+    pub role: Role,
     /// The secret key's file: absolute, or relative to the configuration's directory.
     pub key_file: PathBuf,
     #[serde(default, rename = "cache", skip_serializing_if = "Vec::is_empty")]
     pub caches: Vec<Cache>,
+}
+
+const fn submitter() -> Role {
+    Role::Submitter
+}
+
+fn is_submitter(role: &Role) -> bool {
+    *role == Role::Submitter
 }
 
 /// A cache's name and public key as they were when the gateway was joined.
@@ -83,15 +94,20 @@ pub struct Config {
 }
 
 impl Config {
-    /// The gateway with this address, or the first.
-    pub fn choose(&self, url: Option<&str>) -> Result<&Gateway, ConfigError> {
-        let Some(first) = self.gateways.first() else { return Err(ConfigError::NotJoined) };
+    /// The gateway with this address, or the first; one that was joined in this role, where there is such.
+    pub fn choose(&self, url: Option<&str>, role: Role) -> Result<&Gateway, ConfigError> {
         // a variable that is set to nothing means the same as one that isn't set
-        let Some(url) = url.filter(|url| !url.is_empty()) else { return Ok(first) };
-        let wanted = normal_url(url)?;
-        self.gateways.iter().find(|g| g.url == wanted).ok_or_else(|| ConfigError::UnknownGateway {
-            wanted,
-            joined: self.gateways.iter().map(|g| format!("`{}`", g.url)).collect::<Vec<_>>().join(", "),
+        let wanted = url.filter(|url| !url.is_empty()).map(normal_url).transpose()?;
+        let fits = |gateway: &&Gateway| wanted.as_ref().is_none_or(|wanted| gateway.url == *wanted);
+        let mut fitting = self.gateways.iter().filter(fits);
+        // whether another role is good enough, the gateway says
+        let found = fitting.clone().find(|gateway| gateway.role == role).or_else(|| fitting.next());
+        found.ok_or_else(|| match wanted {
+            Some(wanted) if !self.gateways.is_empty() => ConfigError::UnknownGateway {
+                wanted,
+                joined: self.gateways.iter().map(|g| format!("`{}`", g.url)).collect::<Vec<_>>().join(", "),
+            },
+            _ => ConfigError::NotJoined,
         })
     }
 }
@@ -209,6 +225,7 @@ mod tests {
             url: url.into(),
             id: "5f".repeat(16),
             submitter: "alice".into(),
+            role: Role::Submitter,
             key_file: "alice-laptop-1.key".into(),
             caches: vec![Cache { name: "main".into(), public_key: "main-1:AAAA".into() }],
         }
@@ -243,15 +260,37 @@ mod tests {
     #[test]
     fn the_first_gateway_is_the_default() {
         let config = Config { gateways: vec![gateway("http://a"), gateway("https://b:8443/x")] };
-        assert_eq!(config.choose(None).unwrap().url, "http://a");
-        assert_eq!(config.choose(Some("")).unwrap().url, "http://a");
-        assert_eq!(config.choose(Some("HTTPS://B:8443/x/")).unwrap().url, "https://b:8443/x");
-        let error = config.choose(Some("http://c")).unwrap_err();
+        assert_eq!(config.choose(None, Role::Submitter).unwrap().url, "http://a");
+        assert_eq!(config.choose(Some(""), Role::Submitter).unwrap().url, "http://a");
+        assert_eq!(
+            config.choose(Some("HTTPS://B:8443/x/"), Role::Submitter).unwrap().url,
+            "https://b:8443/x"
+        );
+        let error = config.choose(Some("http://c"), Role::Submitter).unwrap_err();
         assert_eq!(
             error.to_string(),
             "the gateway `http://c` isn't joined; joined are: `http://a`, `https://b:8443/x`"
         );
-        assert!(matches!(Config::default().choose(None), Err(ConfigError::NotJoined)));
+        assert!(matches!(Config::default().choose(None, Role::Submitter), Err(ConfigError::NotJoined)));
+    }
+
+    #[test]
+    fn the_role_decides_between_keys() {
+        let admin = |url: &str| Gateway { role: Role::Admin, ..gateway(url) };
+        let config = Config { gateways: vec![gateway("http://a"), gateway("http://b"), admin("http://b")] };
+        let role = |url, role| {
+            let found = config.choose(url, role).unwrap();
+            (found.url.as_str(), found.role)
+        };
+        assert_eq!(role(None, Role::Submitter), ("http://a", Role::Submitter));
+        assert_eq!(role(None, Role::Admin), ("http://b", Role::Admin));
+        assert_eq!(role(Some("http://b"), Role::Submitter), ("http://b", Role::Submitter));
+        assert_eq!(role(Some("http://b"), Role::Admin), ("http://b", Role::Admin));
+        // the gateway says what is wrong with it
+        assert_eq!(role(Some("http://a"), Role::Admin), ("http://a", Role::Submitter));
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(text.matches("role = \"admin\"").count(), 1, "{text}");
+        assert_eq!(toml::from_str::<Config>(&text).unwrap(), config);
     }
 
     #[rstest]

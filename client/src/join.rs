@@ -2,7 +2,7 @@
 //! how the gateway's admin hands out invites.
 
 use pushgate_formats::{
-    api::{self, CLOCK_SKEW},
+    api::{self, CLOCK_SKEW, Role},
     dsse::{self, Envelope},
     keys::{KeyError, KeyName, SecretKey},
 };
@@ -30,7 +30,7 @@ pub enum JoinError {
     Api(#[from] ApiError),
     #[error(
         "the gateway `{url}` is joined already, as `{submitter}` with the key `{key}`: just push; `--again` makes another key and \
-         uses that from now on"
+         uses that from now on, `--as admin` joins as an admin too"
     )]
     Already { url: String, submitter: String, key: String },
     #[error("`{0}.key` belongs to a gateway joined before; choose another name with `--name`")]
@@ -52,17 +52,22 @@ pub struct Joined {
     pub is_default: bool,
 }
 
-/// Joins the gateway at `url` with the invite `code`. Without a name the key gets one of `USER-HOST-N`. One that was joined
-/// before is joined `again` with another key, which takes the place of the first; that one's file stays.
-pub async fn join(
-    dir: &ConfigDir,
-    url: &str,
-    code: &str,
-    name: Option<&str>,
-    again: bool,
-) -> Result<Joined, JoinError> {
+/// What a person may want of joining.
+#[derive(Debug, Default)]
+pub struct How<'a> {
+    /// The key's name; without one it gets one of `USER-HOST-N`.
+    pub name: Option<&'a str>,
+    /// A gateway that was joined before is joined with another key, which takes the place of the first; that one's file
+    /// stays.
+    pub again: bool,
+    /// What the invite is for. Only a gateway that was joined in this role counts as joined.
+    pub role: Option<Role>,
+}
+
+/// Joins the gateway at `url` with the invite `code`.
+pub async fn join(dir: &ConfigDir, url: &str, code: &str, how: &How<'_>) -> Result<Joined, JoinError> {
     let url = normal_url(url)?;
-    let fixed_name = name.map(KeyName::new).transpose()?;
+    let fixed_name = how.name.map(KeyName::new).transpose()?;
     let lock = dir.lock()?;
     let mut config = dir.load()?;
     let already = |gateway: &Gateway| JoinError::Already {
@@ -70,13 +75,14 @@ pub async fn join(
         submitter: gateway.submitter.clone(),
         key: gateway.key_file.display().to_string(),
     };
-    if let Some(gateway) = config.gateways.iter().find(|g| g.url == url && !again) {
+    let in_the_way = |g: &&Gateway| !how.again && how.role.is_none_or(|role| role == g.role);
+    if let Some(gateway) = config.gateways.iter().filter(in_the_way).find(|g| g.url == url) {
         return Err(already(gateway));
     }
     let api = Api::new(&url)?;
     let info = api.gateway().await?;
     let ours = clock::now();
-    if let Some(gateway) = config.gateways.iter().find(|g| g.id == info.gateway && !again) {
+    if let Some(gateway) = config.gateways.iter().filter(in_the_way).find(|g| g.id == info.gateway) {
         // the same one by another address
         return Err(already(gateway));
     }
@@ -125,10 +131,12 @@ pub async fn join(
         url,
         id: enrolled.gateway,
         submitter: printable(&enrolled.submitter),
+        role: enrolled.role.parse().unwrap_or(Role::Submitter),
         key_file: keyfile::file_name(key.name()).into(),
         caches: caches.map(Cache::from).collect(),
     };
-    match config.gateways.iter_mut().find(|g| g.id == gateway.id || g.url == gateway.url) {
+    let same = |g: &&mut Gateway| g.role == gateway.role && (g.id == gateway.id || g.url == gateway.url);
+    match config.gateways.iter_mut().find(same) {
         Some(before) => *before = gateway.clone(),
         None => config.gateways.push(gateway.clone()),
     }
@@ -191,6 +199,7 @@ mod tests {
             url: "http://a".into(),
             id: "5f".into(),
             submitter: "alice".into(),
+            role: Role::Submitter,
             key_file: "alice-1.key".into(),
             caches: vec![],
         };

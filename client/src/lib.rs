@@ -11,7 +11,7 @@ pub mod join;
 pub mod keyfile;
 pub mod nix;
 pub mod output;
-pub mod policy_replay;
+pub mod policy;
 pub mod progress;
 pub mod push;
 pub mod review;

@@ -12,17 +12,14 @@ use pushgate_client::{
     admin,
     api::printable,
     cli::{
-        Cli, Command, Join, Push, Status, Token,
-        admin::Admin,
-        claims::Why,
-        replay::{Policy, Replay},
+        Cli, Command, Join, PolicyCommand, Push, Status, Token, admin::Admin, claims::Why, replay::Replay,
     },
     clock,
     config::ConfigDir,
-    join::join,
+    join::{How, join},
     nix::StoreLocation,
     output::{self, Exit},
-    policy_replay::{self, ReplayError},
+    policy::{self, replay::ReplayError},
     progress::Progress,
     push::{self, Options},
     review,
@@ -30,6 +27,7 @@ use pushgate_client::{
     status::{self, Question},
     token,
 };
+use pushgate_formats::api::Role;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -52,20 +50,22 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn run(cli: Cli) -> Result<Exit> {
-    let dir = ConfigDir::from_env()?;
+    // policy files need no settings
+    let dir = ConfigDir::from_env;
     match cli.command {
-        Command::Join(args) => run_join(&dir, args).await,
-        Command::Push(args) => run_push(&dir, args).await,
-        Command::Status(args) => run_status(&dir, args).await,
-        Command::Token(args) => run_token(&dir, args).await,
-        Command::Admin(args) => run_admin(&dir, args).await,
-        Command::Why(args) => run_why(&dir, args).await,
-        Command::Policy(Policy::Replay(args)) => run_replay(&dir, args).await,
+        Command::Policy(command) => run_policy(command).await,
+        Command::Why(args) => run_why(&dir()?, args).await,
+        Command::Join(args) => run_join(&dir()?, args).await,
+        Command::Push(args) => run_push(&dir()?, args).await,
+        Command::Status(args) => run_status(&dir()?, args).await,
+        Command::Token(args) => run_token(&dir()?, args).await,
+        Command::Admin(args) => run_admin(&dir()?, args).await,
     }
 }
 
 async fn run_join(dir: &ConfigDir, args: Join) -> Result<Exit> {
-    let joined = join(dir, &args.url, &args.invite, args.name.as_deref(), args.again).await?;
+    let how = How { name: args.name.as_deref(), again: args.again, role: args.role };
+    let joined = join(dir, &args.url, &args.invite, &how).await?;
     print(&output::joined(&joined))?;
     Ok(Exit::Accepted)
 }
@@ -113,7 +113,7 @@ async fn run_token(dir: &ConfigDir, args: Token) -> Result<Exit> {
 }
 
 async fn run_admin(dir: &ConfigDir, args: Admin) -> Result<Exit> {
-    let session = Session::open(dir, args.command.gateway().url.as_deref())?;
+    let session = Session::open_as(dir, args.command.gateway().url.as_deref(), Role::Admin)?;
     let mut failed = None;
     let said = admin::run(&session, &args, |page| match write(page) {
         Ok(read_on) => read_on,
@@ -142,9 +142,9 @@ async fn run_why(dir: &ConfigDir, args: Why) -> Result<Exit> {
     Ok(if review::is_rejected(&why) { Exit::Rejected } else { Exit::Accepted })
 }
 
-async fn run_replay(dir: &ConfigDir, args: Replay) -> Result<Exit> {
+async fn run_replay(args: Replay) -> Result<Exit> {
     let mut failed = None;
-    let replayed = policy_replay::run(dir, &args, |text| match write(text) {
+    let replayed = policy::replay::run(ConfigDir::from_env, &args, |text| match write(text) {
         Ok(read_on) => read_on,
         Err(error) => {
             failed = Some(error);
@@ -154,7 +154,7 @@ async fn run_replay(dir: &ConfigDir, args: Replay) -> Result<Exit> {
     let counts = match replayed.await {
         // of several lines, and of a file of one's own
         Err(ReplayError::Policy(error)) => {
-            eprintln!("{error}");
+            eprintln!("{}", output::printable_lines(&error.to_string()));
             return Ok(Exit::Error);
         }
         replayed => replayed?,
@@ -164,6 +164,40 @@ async fn run_replay(dir: &ConfigDir, args: Replay) -> Result<Exit> {
         None if counts.differ > 0 => Ok(Exit::Rejected),
         None => Ok(Exit::Accepted),
     }
+}
+
+async fn run_policy(command: PolicyCommand) -> Result<Exit> {
+    let (text, exit) = match command {
+        PolicyCommand::Check(args) => {
+            let report = policy::check(&args.files)?;
+            (if args.json { output::json(&report.files) } else { report.text() }, report.exit)
+        }
+        PolicyCommand::Test(args) => {
+            let report = policy::test(&args.files)?;
+            (if args.json { output::json(&report.files) } else { report.text() }, report.exit)
+        }
+        PolicyCommand::Explain(args) => {
+            let explanation = match policy::explain(&args) {
+                // several lines, each with its place
+                Err(policy::ExplainError::Policy(error)) => {
+                    eprintln!("{}", output::printable_lines(&error.to_string()));
+                    return Ok(Exit::Error);
+                }
+                explained => explained?,
+            };
+            let text = if args.json {
+                output::json(&explanation)
+            } else {
+                output::printable_lines(&explanation.to_string())
+            };
+            (text, Exit::Accepted)
+        }
+        // asks a gateway
+        PolicyCommand::Replay(args) => return run_replay(args).await,
+        PolicyCommand::Schema(_) => (policy::schema().to_owned(), Exit::Accepted),
+    };
+    print(&text)?;
+    Ok(exit)
 }
 
 /// Prints to standard output; a reader that has seen enough (`| head`) is no error.

@@ -97,6 +97,16 @@ fn paths_in_words(count: usize) -> String {
     format!("{} path{}", HumanCount(count as u64), if count == 1 { "" } else { "s" })
 }
 
+/// `1 rule`, `2 rules`.
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    format!("{} {what}{}", HumanCount(count as u64), if count == 1 { "" } else { "s" })
+}
+
+/// Fit for a terminal, line by line.
+pub fn printable_lines(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
+}
+
 /// What came of a push.
 pub fn push(report: &Report, verbose: bool) -> String {
     let mut out = String::new();

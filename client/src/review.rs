@@ -9,7 +9,7 @@ use pushgate_formats::{
     api::PathState,
     review::{ClaimInfo, Conflict, DecisionInfo, EvidenceInfo, PublishedInfo},
 };
-use pushgate_policies::review::Why;
+use pushgate_policies::review::{Why, WhyClaim};
 
 use crate::{api::printable, clock, output::ago};
 
@@ -19,7 +19,8 @@ const MOST_WAITS: usize = 10;
 /// A line below what it is about: what it says, and that.
 fn line(out: &mut String, label: &str, text: &str) {
     // writing to a String can't fail
-    let _ = writeln!(out, "  {label:<9} {}", printable(text));
+    let text = format!("  {label:<9} {}", printable(text));
+    let _ = writeln!(out, "{}", text.trim_end());
 }
 
 /// `3 min ago`, by this machine's clock.
@@ -134,6 +135,7 @@ pub fn why(why: &Why, now: u64) -> String {
     }
     for one in &why.claims {
         // what became of a claim that was published stands above
+        let WhyClaim { claim: one, explanation } = one;
         if why.published.as_ref().is_some_and(|p| {
             one.state == PathState::Published && one.nar_hash == p.nar_hash && one.evidence.is_empty()
         }) {
@@ -141,6 +143,14 @@ pub fn why(why: &Why, now: u64) -> String {
         }
         out.push('\n');
         claim(&mut out, one, now);
+        if let (Some(explanation), true) = (explanation, one.state == PathState::Held) {
+            line(&mut out, "rules", "");
+            // each line by itself: its places are what it is read by
+            let rules = explanation.rules.iter().map(ToString::to_string);
+            for text in rules.flat_map(|rule| rule.lines().map(str::to_owned).collect::<Vec<_>>()) {
+                let _ = writeln!(out, "  {}", printable(&text));
+            }
+        }
         if let Some(next) = next(one, why) {
             line(&mut out, "next", &next);
         }
@@ -233,7 +243,7 @@ pub(crate) fn conflict(out: &mut String, conflict: &Conflict, now: u64) {
 
 /// Whether a path isn't published and its newest claim was rejected.
 pub fn is_rejected(why: &Why) -> bool {
-    why.published.is_none() && why.claims.first().is_some_and(|claim| claim.state == PathState::Rejected)
+    why.published.is_none() && why.claims.first().is_some_and(|one| one.claim.state == PathState::Rejected)
 }
 
 /// How a person names a path: by its base name, its store path, or a link to it.
@@ -277,7 +287,7 @@ mod tests {
             cache: "second".into(),
             policy: Sha256::of(b"policy"),
             published: None,
-            claims,
+            claims: claims.into_iter().map(|claim| WhyClaim { claim, explanation: None }).collect(),
         }
     }
 

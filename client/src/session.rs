@@ -2,7 +2,7 @@
 //! check that what answers is the gateway that was joined. Doesn't know what the command wants there.
 
 use pushgate_formats::{
-    api::{GatewayInfo, MAX_PATHS},
+    api::{GatewayInfo, MAX_PATHS, Role},
     keys::{PublicKey, SecretKey},
 };
 
@@ -43,9 +43,14 @@ pub struct Session {
 }
 
 impl Session {
-    /// Opens the gateway with this address, or the first one.
+    /// Opens the gateway with this address, or the first one, as a submitter.
     pub fn open(dir: &ConfigDir, url: Option<&str>) -> Result<Self, SessionError> {
-        let gateway = dir.load()?.choose(url)?.clone();
+        Self::open_as(dir, url, Role::Submitter)
+    }
+
+    /// The same with the key for a role, where one was joined with.
+    pub fn open_as(dir: &ConfigDir, url: Option<&str>, role: Role) -> Result<Self, SessionError> {
+        let gateway = dir.load()?.choose(url, role)?.clone();
         let key = keyfile::read(&dir.key_path(&gateway))?;
         let api = Api::new(&gateway.url)?;
         Ok(Self { gateway, key, api })
@@ -163,6 +168,7 @@ mod tests {
                 url: "http://h".into(),
                 id: "5f".into(),
                 submitter: "alice".into(),
+                role: Role::Submitter,
                 key_file: "k".into(),
                 caches,
             },

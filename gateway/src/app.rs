@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::Context;
 use pushgate_formats::StorePath;
+use pushgate_policies::Limits;
 use tokio::sync::{Notify, RwLock, Semaphore, mpsc, watch};
 
 use crate::{
@@ -79,6 +80,8 @@ pub struct App {
 pub struct Submitter {
     /// The count of quarantined bytes, as long as any budget uses it.
     quarantined: tokio::sync::Mutex<Weak<AtomicU64>>,
+    /// What came within the last day, likewise.
+    sent: tokio::sync::Mutex<Weak<AtomicU64>>,
 }
 
 /// Tasks that are waited for when the gateway stops.
@@ -249,7 +252,11 @@ impl App {
 
     /// What is under way for a submitter; the second value counts his quarantined bytes, and has to be kept until what it
     /// was taken for is in the database.
-    pub async fn submitter(&self, identity: i64, most: u64) -> Result<(Arc<Submitter>, Budget), DbError> {
+    pub async fn submitter(
+        &self,
+        identity: i64,
+        limits: &Limits,
+    ) -> Result<(Arc<Submitter>, Budget), DbError> {
         let submitter = {
             let mut all = self.submitters.lock().unwrap_or_else(PoisonError::into_inner);
             if all.len() > 10_000 {
@@ -274,34 +281,52 @@ impl App {
         };
         drop(quarantined);
         let all = self.quarantined.clone();
-        Ok((submitter, Budget { own: used, most, all, all_most: self.config.limits.quarantine }))
+        let day = match limits.bytes_per_day {
+            None => None,
+            Some(most) => {
+                let mut sent = submitter.sent.lock().await;
+                let count = match sent.upgrade() {
+                    Some(count) => count,
+                    None => {
+                        let since = self.clock.now().saturating_sub(86_400);
+                        let count = Arc::new(AtomicU64::new(self.db.sent_since(identity, since).await?));
+                        *sent = Arc::downgrade(&count);
+                        count
+                    }
+                };
+                Some((count, most))
+            }
+        };
+        let (most, all_most) = (limits.quarantine_size, self.config.limits.quarantine);
+        Ok((submitter, Budget { own: used, most, all, all_most, day }))
     }
 
     /// A place for an upload of this key's owner.
-    pub fn place(&self, key: &EnrolledKey) -> Result<Place, ApiError> {
-        self.place_of(key.identity, key.owner.as_deref())
+    pub fn place(&self, key: &EnrolledKey, limits: &Limits) -> Result<Place, ApiError> {
+        self.place_of(key.identity, key.owner.as_deref(), limits)
     }
 
     /// A place for a small file of an identity and its owner, or for reading a large one back.
     pub fn small_place(&self, identity: i64, owner: Option<&str>) -> Result<Place, ApiError> {
-        Self::place_among(&self.small, identity, owner)
+        Self::place_among(&self.small, identity, owner, None)
     }
 
     /// A place for an upload of an identity and its owner.
-    pub fn place_of(&self, identity: i64, owner: Option<&str>) -> Result<Place, ApiError> {
-        Self::place_among(&self.uploads, identity, owner)
+    pub fn place_of(&self, identity: i64, owner: Option<&str>, limits: &Limits) -> Result<Place, ApiError> {
+        Self::place_among(&self.uploads, identity, owner, limits.uploads_at_once)
     }
 
     fn place_among(
         places: &Arc<UploadPlaces>,
         identity: i64,
         owner: Option<&str>,
+        most: Option<u64>,
     ) -> Result<Place, ApiError> {
         let owner = match owner {
             Some(owner) => format!("owner {owner}"),
             None => format!("identity {identity}"),
         };
-        places.take(&owner).map_err(|full| {
+        places.take(&owner, most).map_err(|full| {
             let whose = match full {
                 Full::All => "all submitters",
                 Full::Owner => "this submitter",

@@ -51,6 +51,8 @@ pub struct Cache {
     policy: RwLock<PolicyState>,
     /// Held claims are to be judged again by another policy.
     changed: Notify,
+    /// They are.
+    judged: Notify,
     judge: mpsc::UnboundedSender<String>,
     /// What lies in the queue, so that nothing lies there twice; true where something new is to be judged.
     queued: Mutex<HashMap<String, bool>>,
@@ -93,6 +95,16 @@ impl Cache {
     pub fn taken(&self, push: &str) -> bool {
         let mut queued = self.queued.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         queued.remove(push).unwrap_or(true)
+    }
+
+    /// Resolves when all held claims are judged by the policy that came into force last.
+    pub async fn judged_again(&self) {
+        self.judged.notified().await;
+    }
+
+    /// Says that they are.
+    pub fn tell_judged_again(&self) {
+        self.judged.notify_one();
     }
 
     /// Resolves when another policy has come into force since it did so last.
@@ -265,6 +277,7 @@ impl Caches {
                 key,
                 policy: RwLock::new(PolicyState { policy, problem: None }),
                 changed: Notify::new(),
+                judged: Notify::new(),
                 judge,
                 queued: Mutex::default(),
             });

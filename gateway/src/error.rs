@@ -70,10 +70,13 @@ impl ApiError {
 
     /// The submitter's quarantine, or that of all, has no room.
     pub fn full(body: &ErrorBody) -> Self {
-        let own = body.code == "quota-exceeded";
-        let code = if own { "quota-exceeded" } else { "gateway-full" };
+        let code = match body.code.as_str() {
+            "quota-exceeded" => "quota-exceeded",
+            "daily-quota-exceeded" => "daily-quota-exceeded",
+            _ => "gateway-full",
+        };
         let mut error = Self::new(StatusCode::INSUFFICIENT_STORAGE, code, body.message.clone());
-        error.retry_after = Some(60).filter(|_| !own);
+        error.retry_after = Some(60).filter(|_| code == "gateway-full");
         error
     }
 

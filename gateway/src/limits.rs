@@ -65,12 +65,14 @@ impl Places {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn take(self: &Arc<Self>, owner: &str) -> Result<Place, Full> {
+    /// A place for an owner, if he has fewer than `most`, where that is less than the gateway gives each.
+    pub fn take(self: &Arc<Self>, owner: &str, most: Option<u64>) -> Result<Place, Full> {
+        let each = most.map_or(self.each, |most| self.each.min(usize::try_from(most).unwrap_or(usize::MAX)));
         let mut taken = self.lock();
         let own = taken.get(owner).copied().unwrap_or(0);
         let all: usize = taken.values().sum();
         let for_newcomers = if own == 0 { 0 } else { self.most / 4 };
-        if own >= self.each {
+        if own >= each {
             return Err(Full::Owner);
         }
         if all + for_newcomers >= self.most {
@@ -184,6 +186,8 @@ pub struct Budget {
     pub all: Arc<AtomicU64>,
     /// Bytes.
     pub all_most: u64,
+    /// What came within the last day, and the most that may.
+    pub day: Option<(Arc<AtomicU64>, u64)>,
 }
 
 impl Budget {
@@ -196,6 +200,13 @@ impl Budget {
             sub(&self.own, bytes);
             return false;
         }
+        if let Some((sent, most)) = &self.day
+            && !add(sent, bytes, *most)
+        {
+            sub(&self.own, bytes);
+            sub(&self.all, bytes);
+            return false;
+        }
         true
     }
 
@@ -203,12 +214,24 @@ impl Budget {
     pub fn give_back(&self, bytes: u64) {
         sub(&self.own, bytes);
         sub(&self.all, bytes);
+        if let Some((sent, _)) = &self.day {
+            sub(sent, bytes);
+        }
     }
 
     /// What to say when [`Budget::take`] was false.
     pub fn refusal(&self, bytes: u64) -> ErrorBody {
-        let own = self.own.load(Relaxed).saturating_add(bytes) > self.most;
-        let (code, message) = if own {
+        let full = |count: &AtomicU64, most: u64| count.load(Relaxed).saturating_add(bytes) > most;
+        let own = full(&self.own, self.most);
+        let day = self.day.as_ref().filter(|(sent, most)| full(sent, *most));
+        let (code, message) = if let Some((_, most)) = day.filter(|_| !own) {
+            (
+                "daily-quota-exceeded",
+                format!(
+                    "the submitter has sent what the policy allows within 24 hours ({most} bytes): go on later"
+                ),
+            )
+        } else if own {
             let most = self.most;
             (
                 "quota-exceeded",
@@ -303,28 +326,33 @@ mod tests {
     #[test]
     fn one_owner_leaves_places_for_others() {
         let places = Arc::new(Places::new(8, 7));
-        let mut held: Vec<Place> = (0..6).map(|_| places.take("a").unwrap()).collect();
+        let mut held: Vec<Place> = (0..6).map(|_| places.take("a", None).unwrap()).collect();
         // the last quarter is for those who have none
-        assert_eq!(places.take("a").unwrap_err(), Full::All);
-        held.push(places.take("b").unwrap());
-        assert_eq!(places.take("b").unwrap_err(), Full::All);
-        held.push(places.take("c").unwrap());
-        assert_eq!(places.take("d").unwrap_err(), Full::All);
+        assert_eq!(places.take("a", None).unwrap_err(), Full::All);
+        held.push(places.take("b", None).unwrap());
+        assert_eq!(places.take("b", None).unwrap_err(), Full::All);
+        held.push(places.take("c", None).unwrap());
+        assert_eq!(places.take("d", None).unwrap_err(), Full::All);
         assert_eq!(places.taken(), 8);
         drop(held);
         assert_eq!(places.taken(), 0);
         let places = Arc::new(Places::new(8, 2));
-        let _held: Vec<Place> = (0..2).map(|_| places.take("a").unwrap()).collect();
-        assert_eq!(places.take("a").unwrap_err(), Full::Owner);
+        let _held: Vec<Place> = (0..2).map(|_| places.take("a", None).unwrap()).collect();
+        assert_eq!(places.take("a", None).unwrap_err(), Full::Owner);
+        // by the policy he may have fewer, and no more
+        let _one = places.take("b", Some(1)).unwrap();
+        assert_eq!(places.take("b", Some(1)).unwrap_err(), Full::Owner);
+        let _two = places.take("b", Some(100)).unwrap();
+        assert_eq!(places.take("b", Some(100)).unwrap_err(), Full::Owner);
     }
 
     #[test]
     fn a_single_place_is_for_anybody() {
         let places = Arc::new(Places::new(1, 16));
-        let held = places.take("a").unwrap();
-        assert_eq!(places.take("b").unwrap_err(), Full::All);
+        let held = places.take("a", None).unwrap();
+        assert_eq!(places.take("b", None).unwrap_err(), Full::All);
         drop(held);
-        places.take("b").unwrap();
+        places.take("b", None).unwrap();
     }
 
     #[tokio::test]
@@ -356,7 +384,7 @@ mod tests {
     }
 
     fn budget(most: u64, all_most: u64) -> Budget {
-        Budget { own: Arc::default(), most, all: Arc::default(), all_most }
+        Budget { own: Arc::default(), most, all: Arc::default(), all_most, day: None }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use pushgate_gateway::{
     caches,
     clock::Clock,
     config::Config,
-    db::Role,
+    db::{GATEWAY_HOST, NewEvent, Role},
     http,
     identities::{self, INVITE_TTL, Invite},
     tokens,
@@ -205,6 +205,12 @@ async fn run() -> anyhow::Result<()> {
             let (db, _) = open_existing(&data, &clock).await?;
             let places = DataDir::new(&data.data_dir).places;
             let row = caches::create(db.as_ref(), &places, &clock, &name).await?;
+            let event = NewEvent {
+                cache: Some(row.name.clone()),
+                detail: row.public_key.to_string(),
+                ..NewEvent::new(clock.now(), GATEWAY_HOST, "add-cache")
+            };
+            db.add_event(&event).await?;
             println!("{}\t{}", row.name, row.public_key);
             Ok(())
         }

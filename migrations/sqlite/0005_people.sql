@@ -33,3 +33,6 @@ CREATE TABLE acts (
     changed INTEGER NOT NULL,            -- how many rows it changed, for the same answer again
     UNIQUE (key, nonce)
 ) STRICT;
+
+-- all keys of an identity are shown together
+CREATE INDEX keys_by_identity ON keys (identity);

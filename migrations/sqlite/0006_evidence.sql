@@ -46,3 +46,11 @@ ALTER TABLE claims ADD COLUMN decision INTEGER; -- the last one
 ALTER TABLE claims ADD COLUMN again INTEGER;    -- seconds since 1970: when time alone may change it
 CREATE INDEX claims_due ON claims (again) WHERE again IS NOT NULL AND state = 'held';
 CREATE INDEX claims_held ON claims (cache, id) WHERE state = 'held';
+
+-- Bytes of NARs that came from an identity, by the hour, for as long as a limit by the day looks back.
+CREATE TABLE sent (
+    identity INTEGER NOT NULL,
+    hour     INTEGER NOT NULL,           -- since 1970
+    bytes    INTEGER NOT NULL,
+    PRIMARY KEY (identity, hour)
+) STRICT, WITHOUT ROWID;

@@ -2,6 +2,7 @@
 //! asks no clock, knows no database.
 
 mod decide;
+pub mod explain;
 pub mod facts;
 pub mod file;
 pub mod limits;
@@ -11,11 +12,18 @@ pub mod record;
 pub mod review;
 mod reviewers;
 pub mod rule;
+pub mod scenario;
 mod standing;
 mod starting;
 pub mod units;
 
 pub use decide::decide;
+pub use explain::explain;
 pub use file::{Closure, MAX_POLICY, Needs, Policy, PolicyError, Upstream};
 pub use limits::Limits;
 pub use starting::starting_policy;
+
+/// The JSON schema of policy files, for editors.
+pub const fn schema() -> &'static str {
+    include_str!("../schema.json")
+}

@@ -6,7 +6,10 @@ use pushgate_formats::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::record::{Outcome, Recorded};
+use crate::{
+    explain::Explanation,
+    record::{Outcome, Recorded},
+};
 
 /// A decision with all that it rested on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,6 +37,17 @@ pub struct RecordedDecisions {
     pub after: Option<i64>,
 }
 
+/// A claim, with what the policy in force says of each of its rules about it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WhyClaim {
+    #[serde(flatten)]
+    pub claim: ClaimInfo,
+    /// Absent where the policy wasn't asked yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<Explanation>,
+}
+
 /// Why a path is what it is (`GET /api/v1/caches/CACHE/paths/HASH-NAME/why`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -45,5 +59,5 @@ pub struct Why {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub published: Option<PublishedInfo>,
     /// Newest first: all of them for those who review, else one's own.
-    pub claims: Vec<ClaimInfo>,
+    pub claims: Vec<WhyClaim>,
 }

@@ -28,7 +28,7 @@ mod tests {
 
     #[test]
     fn those_of_the_groups_that_rules_ask() {
-        let text = "version = 1\ncache = \"main\"\n[groups]\ncore = [\"alice\", \"bob\"]\nidle = [\"carol\"]\n\
+        let text = "version = 1\ncache = \"main\"\n[groups]\ncore = [\"alice\", \"bob\"]\nidle = [\"carol\"]\nsecurity = \"enrolled\"\n\
                     [[rule]]\nname = \"a\"\nmatch = {}\n\
                     require = { all = [\"derivation\", { any = [{ approvals = 1, from = \"core\" }, { approvals = 2, from = \"security\" }] }] }\n";
         let policy = Policy::parse(text, "main.toml", "main").unwrap();

@@ -24,11 +24,9 @@ pub(crate) struct Case<'a> {
 /// How a claim stands to a requirement or a part of it.
 #[derive(Debug)]
 pub(crate) struct Standing<'r> {
-    #[expect(dead_code, reason = "for explanations")]
     pub(crate) requirement: &'r Requirement,
     pub(crate) met: bool,
     /// Of something that is counted.
-    #[expect(dead_code, reason = "for explanations")]
     pub(crate) have: Option<u32>,
     /// Policy words of the evidence, where it is met.
     pub(crate) words: BTreeSet<&'static str>,
@@ -36,7 +34,6 @@ pub(crate) struct Standing<'r> {
     pub(crate) waits: Vec<Wait>,
     /// Why a claim is held that lacks it.
     pub(crate) code: &'static str,
-    #[expect(dead_code, reason = "for explanations")]
     pub(crate) parts: Vec<Self>,
 }
 

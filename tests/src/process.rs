@@ -515,6 +515,15 @@ impl Submitter {
         Running { child: Some(child), what: format!("{command:?}") }
     }
 
+    /// Starts `pushgate ARGS`, which doesn't end by itself, and gives what it prints, line by line. Killed when dropped.
+    pub fn follow(&self, args: &[&str]) -> Lines {
+        let mut command = self.command(None, args);
+        command.stdout(Stdio::piped());
+        let mut child = command.spawn().expect("the client's program can be run");
+        let out = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        Lines { _running: Running { child: Some(child), what: format!("{command:?}") }, out }
+    }
+
     fn command(&self, nix: Option<&Nix>, args: &[&str]) -> Command {
         let mut command = command(&programs().client);
         let home = self.dir.path();
@@ -539,6 +548,20 @@ impl Submitter {
         let keys: Vec<_> = files.filter(|file| file.extension().is_some_and(|e| e == "key")).collect();
         let [file] = keys.as_slice() else { panic!("not one key: {keys:?}") };
         SecretKey::parse(&fs::read_to_string(file).expect("the key's file")).expect("a secret key")
+    }
+}
+
+/// The lines of a command that goes on.
+pub struct Lines {
+    _running: Running,
+    out: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Iterator for Lines {
+    type Item = std::io::Result<String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.out.next()
     }
 }
 

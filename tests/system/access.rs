@@ -144,6 +144,19 @@ fn expected(access: Access, path: &str, caller: Caller) -> u16 {
             Access::Admin | Access::Reviewer,
             Owner | Other | Verifier | Revoked | Frozen | FrozenAdmin | ForAnotherGateway,
         ) => 403,
+        // tokens are for pushes
+        (
+            Access::Admin | Access::Reviewer,
+            Token
+            | OtherToken
+            | WrongToken
+            | Basic
+            | StockToken
+            | StockTokenUnderAnotherName
+            | StockTokenForAnotherCache
+            | RevokedStockToken
+            | FrozenStockToken,
+        ) => 403,
         (Access::Push | Access::PushOrOwner, Token) => 200,
         (Access::Push | Access::PushOrOwner, OtherToken | WrongToken) => 403,
         // a signed request is short-lived, but it could be repeated: good for reading only

@@ -2,14 +2,13 @@
 //! public or stayed behind, and beside it that the same push without the one lie is published.
 //!
 //! Rows of the catalogue that aren't tested here, and why:
-//! - own verifier, own approval, second identity of one owner, identity without an owner: neither verifiers nor
-//!   approvals exist yet, and no rule can ask for two submitters;
-//! - the URL of a trusted host beside the hash of other contents: there are no rules about URLs yet;
+//! - own approval, second identity of one owner, identity without an owner: see `policy::people` and `policy::evidence`;
+//!   own verifier: verifiers don't exist yet;
+//! - the URL of a trusted host beside the hash of other contents, `glibc-evil`, `Glibc`, `glibc-2.40-evil`, withheld facts,
+//!   what only others may push (`not-permitted`): see `policy::rules`. Names that aren't ASCII are refused: see
+//!   `announcements`;
 //! - a rebuild over inputs that weren't rebuilt; a backdoored output of a popular derivation (`rebuild-mismatch`): both need
-//!   rebuilds. Until then such an output, all hashes right, is published: the starting policy asks for no more;
-//! - `glibc-evil`, `Glibc`, versions that aren't versions, withheld facts: they matter to rules by package name, which
-//!   policies don't have yet. Names that aren't ASCII are refused: see `announcements`;
-//! - what only others may push (`not-permitted`): needs rules by submitter.
+//!   rebuilds. Until then such an output, all hashes right, is published where the policy asks for no more.
 
 mod announcements;
 mod conflicts;

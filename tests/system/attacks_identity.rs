@@ -1,9 +1,8 @@
 //! What a hostile submitter tries with keys, signatures, replays, tokens and invites. Each test asserts the stable code,
 //! that nothing changed, and that the same thing done right is taken.
 //!
-//! Not tested here, because there is nothing yet to attack:
-//! - a submitter's token at an admin or verifier route: there are no such routes; `access` walks all that there are;
-//! - an identity frozen by an admin (`identity-frozen`): nothing can freeze one yet.
+//! Elsewhere: tokens at the routes of admins are in `access`, which walks all routes with every caller; what is frozen by an
+//! admin, and acts that are replayed or meant for another gateway, are in `admin`.
 
 mod replay;
 mod tokens;

@@ -35,6 +35,11 @@ use tokio::{
     net::TcpStream,
 };
 
+/// Limits with so many bytes in quarantine.
+fn quarantine(bytes: u64) -> pushgate_policies::Limits {
+    pushgate_policies::Limits { quarantine_size: bytes, ..Default::default() }
+}
+
 async fn forge(change: impl FnOnce(&mut Config)) -> Forge {
     let mut config = Config::default();
     change(&mut config);
@@ -311,7 +316,7 @@ async fn a_quota_is_free_again_while_other_uploads_go_on() {
     }
     // and of the gateway's count nothing is left
     assert_eq!(forge.app.db.quarantine_total().await.unwrap(), 0);
-    let (_, budget) = forge.app.submitter(1, 1).await.unwrap();
+    let (_, budget) = forge.app.submitter(1, &quarantine(1)).await.unwrap();
     assert_eq!((budget.own.load(Relaxed), budget.all.load(Relaxed)), (0, 0));
 }
 
@@ -401,7 +406,7 @@ async fn memory_that_runs_out_in_an_upload() {
     let draft = items.iter().fold(forge.draft(&alice), |draft, item| draft.item(item));
     let push = forge.announce(&draft).await.unwrap();
     let key = forge.app.db.key_named(alice.key.name()).await.unwrap().unwrap();
-    let (_, budget) = forge.app.submitter(key.identity, u64::MAX).await.unwrap();
+    let (_, budget) = forge.app.submitter(key.identity, &quarantine(u64::MAX)).await.unwrap();
     assert_eq!(budget.all.load(Relaxed), 0);
     let all = forge.app.memory.take(forge.app.memory.all() / 64 * 63).unwrap();
     let mut rest = vec![];
@@ -732,7 +737,7 @@ async fn derivations_that_nobody_uses_are_forgotten() {
     // what shows that a published path is right stays, with what that was made from, and counts for nobody
     assert!(here(&used).await && here(&tool).await);
     assert_eq!(quota().await, 0);
-    let (_, budget) = forge.app.submitter(1, 1).await.unwrap();
+    let (_, budget) = forge.app.submitter(1, &quarantine(1)).await.unwrap();
     assert_eq!(budget.own.load(Relaxed), 0);
     // whoever needs one again sends it again
     forge.clock.advance(30 * 86_400);
@@ -780,7 +785,7 @@ async fn a_nar_that_comes_twice_at_once_is_kept_once() {
     let bytes: u64 = [&both, &own[0], &own[1]].iter().map(|item| item.nar_size).sum();
     assert!(blocks < bytes + both.nar_size / 2, "{blocks} bytes are kept of {bytes}");
     assert_eq!(forge.app.db.quarantine_bytes(1).await.unwrap(), bytes);
-    let (_, budget) = forge.app.submitter(1, 1).await.unwrap();
+    let (_, budget) = forge.app.submitter(1, &quarantine(1)).await.unwrap();
     assert_eq!(budget.all.load(Relaxed), bytes);
 }
 

@@ -1,6 +1,7 @@
 //! Whole-system tests, one binary: each module is a theme.
 
 mod access;
+mod admin;
 mod attacks_bytes;
 mod attacks_claims;
 mod attacks_http;
@@ -15,6 +16,7 @@ mod damage;
 mod faults;
 mod http;
 mod load;
+mod policy;
 mod pushes;
 mod reads;
 mod review;

@@ -252,7 +252,7 @@ async fn what_came(session: &Session, cache: &str, path: &StorePath, before: &[C
     let mut last = before.to_vec();
     for _ in 0..LOOKS {
         let Ok(why) = session.api.why(cache, path, &session.signer()).await else { break };
-        let mut now = why.claims;
+        let mut now: Vec<ClaimInfo> = why.claims.into_iter().map(|one| one.claim).collect();
         now.retain(|claim| before.iter().any(|b| b.claim == claim.claim));
         now.sort_by_key(|claim| before.iter().position(|b| b.claim == claim.claim));
         let changed = fate(&now) != fate(before);

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use pushgate_formats::{
     Sha256,
-    acts::{MAX_REASON, check_groups, check_name, check_owner},
+    acts::{MAX_REASON, ROTATION_GRACE, check_groups, check_name, check_owner},
     api::Role,
     keys::KeyName,
 };
@@ -206,7 +206,7 @@ pub struct Rotate {
     #[arg(value_parser = key)]
     pub key: KeyName,
     /// Days for which the old key stays good
-    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u64).range(0..=3650))]
+    #[arg(long, value_name = "N", default_value_t = ROTATION_GRACE / 86_400, value_parser = clap::value_parser!(u64).range(0..=3650))]
     pub grace_days: u64,
     /// Days for which the new key will be good; by default until it is revoked
     #[arg(long, value_name = "N", value_parser = days())]

@@ -2,14 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::Args;
 
 use super::{Gateway, admin::cache};
-
-#[derive(Debug, Subcommand)]
-pub enum Policy {
-    Replay(Replay),
-}
 
 /// Try a changed policy on what a gateway has decided, and list each decision that would differ
 ///

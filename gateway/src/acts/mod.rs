@@ -46,6 +46,8 @@ pub enum ActsError {
     Expired(KeyName),
     #[error("`{0}` is frozen by an admin")]
     Frozen(String),
+    #[error("the key `{0}` was revoked, or its identity frozen, at the same time")]
+    Barred(KeyName),
     #[error("the act is for the gateway `{found}`, this is `{here}`")]
     Audience { found: String, here: String },
     #[error("the act ended {ago} seconds ago (issued {issued}, it is {now}): is the sender's clock right?")]
@@ -83,7 +85,7 @@ impl ActsError {
             Self::Stale { .. } => "act-expired",
             Self::Future { .. } => "act-from-future",
             Self::NonceUsed { .. } => "nonce-reused",
-            Self::NotAdmin { .. } => "forbidden",
+            Self::NotAdmin { .. } | Self::Barred(_) => "forbidden",
             Self::Absent { code, .. } => code,
             Self::LastAdmin => "last-admin",
             Self::CodeUsed => "code-used",
@@ -222,6 +224,7 @@ pub async fn record(
         }
         Acted::Known(done) => return Ok(done),
         Acted::NonceUsed => ActsError::NonceUsed { nonce, key: key.key.name().clone() },
+        Acted::Barred => ActsError::Barred(key.key.name().clone()),
         Acted::Absent => absent(&act.what),
         Acted::LastAdmin => ActsError::LastAdmin,
         Acted::CodeUsed => ActsError::CodeUsed,

@@ -132,6 +132,8 @@ pub enum Acted {
     Known(ActDone),
     /// The key has signed something else with this nonce.
     NonceUsed,
+    /// The key that signed it was revoked, or its identity frozen, while it was being looked at.
+    Barred,
     /// There is no such identity, key or token.
     Absent,
     /// No admin would be left who can act.

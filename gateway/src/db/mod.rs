@@ -122,6 +122,7 @@ pub struct TokenHolder {
     pub name: String,
     pub role: Role,
     pub owner: Option<String>,
+    pub groups: Vec<String>,
     pub frozen: bool,
     pub cache: String,
     pub expires: Option<u64>,
@@ -441,7 +442,10 @@ pub trait Db: Send + Sync + 'static {
         identity: i64,
         rows: &[QuarantineRow],
         expires: u64,
+        now: u64,
     ) -> Result<HashSet<Sha256>>;
+    /// Bytes of NARs (compressed) that came from an identity since then, to the hour.
+    async fn sent_since(&self, identity: i64, since: u64) -> Result<u64>;
     /// Forgets a NAR whose stored bytes turned out to be damaged.
     async fn drop_quarantined(&self, identity: i64, nar: &Sha256) -> Result<()>;
     /// Compressed bytes that an identity has in quarantine, its derivations included.

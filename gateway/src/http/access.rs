@@ -139,7 +139,7 @@ async fn admit(app: &Arc<App>, access: Access, request: &mut Request) -> Result<
             request.extensions_mut().insert(key);
         }
         Access::Reviewer => {
-            let key = signer(app, &credentials).await?;
+            let key = by_key_alone(app, &credentials).await?;
             let name = params.get("cache").map_or("", String::as_str);
             let cache = app.caches.get(app.db.as_ref(), name).await.map_err(|e| ApiError::unavailable(&e))?;
             let cache = cache.ok_or_else(|| ApiError::not_found("cache", name))?;
@@ -181,7 +181,13 @@ async fn admit(app: &Arc<App>, access: Access, request: &mut Request) -> Result<
                 Ok(None) => return Err(ApiError::not_found("cache", name)),
                 Err(e) => return Err(ApiError::unavailable(&e)),
             };
-            let pusher = Pusher { identity: holder.identity, name: holder.name, owner: holder.owner, cache };
+            let pusher = Pusher {
+                identity: holder.identity,
+                name: holder.name,
+                owner: holder.owner,
+                groups: holder.groups,
+                cache,
+            };
             request.extensions_mut().insert(pusher);
         }
     }
@@ -274,7 +280,15 @@ async fn submitter(app: &App, credentials: &Credentials) -> Result<EnrolledKey, 
 }
 
 async fn admin(app: &App, credentials: &Credentials) -> Result<EnrolledKey, ApiError> {
-    let key = signer(app, credentials).await?;
+    let key = by_key_alone(app, credentials).await?;
     may_administer(&key)?;
     Ok(key)
+}
+
+/// Whose key signed the request, where tokens, which are for pushes, have nothing to do.
+async fn by_key_alone(app: &App, credentials: &Credentials) -> Result<EnrolledKey, ApiError> {
+    if credentials.bearer.is_some() || credentials.basic.is_some() {
+        return Err(ApiError::forbidden("no token opens this; it needs a request signed by an enrolled key"));
+    }
+    signer(app, credentials).await
 }

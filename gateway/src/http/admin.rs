@@ -4,13 +4,18 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
-    extract::{Query, Request, State},
+    extract::{Query, Request, State, rejection::QueryRejection},
 };
 use pushgate_formats::acts::{Event, Events, IdentityInfo, MAX_ACT, TokenInfo};
 use serde::Deserialize;
 
 use super::pushes::read_body;
-use crate::{acts, app::App, error::ApiError, push::recover};
+use crate::{
+    acts,
+    app::App,
+    error::{ApiError, clean},
+    push::recover,
+};
 
 /// Most events in one answer.
 pub const PAGE: u32 = 1000;
@@ -31,6 +36,16 @@ pub async fn identities(State(app): State<Arc<App>>) -> Result<Json<Vec<Identity
     Ok(Json(app.db.identities().await?.into_iter().map(|row| row.info(now)).collect()))
 }
 
+/// What follows the `?`, or a refusal like all others.
+type Asked<T> = Result<Query<T>, QueryRejection>;
+
+fn asked<T>(query: Asked<T>) -> Result<T, ApiError> {
+    match query {
+        Ok(Query(query)) => Ok(query),
+        Err(e) => Err(ApiError::bad_request("query-malformed", clean(&e.body_text()))),
+    }
+}
+
 #[derive(Debug, Deserialize)]
 pub struct Whose {
     name: Option<String>,
@@ -39,8 +54,9 @@ pub struct Whose {
 /// `GET /api/v1/admin/tokens?name=NAME`
 pub async fn tokens(
     State(app): State<Arc<App>>,
-    Query(whose): Query<Whose>,
+    whose: Asked<Whose>,
 ) -> Result<Json<Vec<TokenInfo>>, ApiError> {
+    let whose = asked(whose)?;
     Ok(Json(app.db.tokens(whose.name.as_deref()).await?))
 }
 
@@ -54,10 +70,8 @@ pub struct Wanted {
 }
 
 /// `GET /api/v1/admin/events?after=ID&cache=CACHE&wait=SECS`
-pub async fn events(
-    State(app): State<Arc<App>>,
-    Query(wanted): Query<Wanted>,
-) -> Result<Json<Events>, ApiError> {
+pub async fn events(State(app): State<Arc<App>>, wanted: Asked<Wanted>) -> Result<Json<Events>, ApiError> {
+    let wanted = asked(wanted)?;
     let most = if wanted.after.is_some() { PAGE } else { NEWEST };
     let (mut news, mut stopping) = (app.news(), app.stopping.subscribe());
     let over = tokio::time::sleep(Duration::from_secs(wanted.wait.min(MAX_WAIT)));

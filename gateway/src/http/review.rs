@@ -14,7 +14,7 @@ use pushgate_formats::{
 };
 use pushgate_policies::{
     record::Recorded,
-    review::{RecordedDecision, RecordedDecisions, Why},
+    review::{RecordedDecision, RecordedDecisions, Why, WhyClaim},
 };
 use serde::Deserialize;
 
@@ -123,8 +123,19 @@ pub async fn why(
     if rows.is_empty() && published.is_none() {
         return Err(ApiError::not_found("claim of yours of the path", &path.absolute()));
     }
-    let policy = cache.policy();
-    let claims = with_evidence(&app, &cache, rows).await?;
+    let (policy, now) = (cache.policy(), app.clock.now());
+    let needs = policy.needs();
+    let mut claims = Vec::new();
+    for claim in with_evidence(&app, &cache, rows).await? {
+        let last = app.db.last_decision(claim.claim).await?;
+        let facts = last.and_then(|row| serde_json::from_str::<Recorded>(&row.facts).ok());
+        let explanation = facts.map(|facts| {
+            facts.replay(now, &needs.env, |claim, evidence, moment| {
+                pushgate_policies::explain(&policy, claim, evidence, moment)
+            })
+        });
+        claims.push(WhyClaim { claim, explanation });
+    }
     Ok(Json(Why { path, cache: cache.name.clone(), policy: policy.digest, published, claims }))
 }
 

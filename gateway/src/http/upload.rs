@@ -40,9 +40,9 @@ pub async fn nars(
     request: Request,
 ) -> Result<Json<Uploaded>, ApiError> {
     plain_encoding(&request)?;
-    let place = app.place(&key)?;
-    let most = session.cache.policy().limits.quarantine_size;
-    let (submitter, budget) = app.submitter(session.identity, most).await?;
+    let limits = session.limits();
+    let place = app.place(&key, &limits)?;
+    let (submitter, budget) = app.submitter(session.identity, &limits).await?;
     let body = request.into_body();
     // a task of its own: when the client goes away the request is dropped, the NARs that came whole are not
     let task = tokio::spawn(async move {
@@ -136,8 +136,14 @@ async fn receive(
         metrics::counter!("pushgate_nars_taken_total").increment(nars.len() as u64);
         metrics::counter!("pushgate_bytes_taken_total").increment(bytes);
         store_derivations(app, session, texts).await?;
-        let (nars, twice) =
-            quarantine::store(app.db.as_ref(), &app.blobs, session.identity, session.expires, nars).await?;
+        let (nars, twice) = quarantine::store(
+            app.db.as_ref(),
+            &app.blobs,
+            session.identity,
+            (session.expires, app.clock.now()),
+            nars,
+        )
+        .await?;
         counted.give_back(twice);
         counted.keep();
         for nar in &nars {
@@ -206,7 +212,8 @@ async fn record_refusals(
     session: &Arc<Session>,
     results: &[pushgate_formats::api::NarResult],
 ) -> Result<(), ApiError> {
-    const AGAIN: [&str; 4] = ["nar-aborted", "quota-exceeded", "gateway-full", "nar-not-wanted"];
+    const AGAIN: [&str; 5] =
+        ["nar-aborted", "quota-exceeded", "daily-quota-exceeded", "gateway-full", "nar-not-wanted"];
     let mut claims = Vec::new();
     {
         let mut progress = session.progress();

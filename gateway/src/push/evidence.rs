@@ -52,14 +52,13 @@ pub struct Sent<'a> {
 }
 
 impl Known {
-    /// Looks up what the policy may ask of these claims, and notes who vouches for them by having sent their bytes. Of paths
-    /// that are claimed without bytes it matters what was said of them.
+    /// Looks up what the policy may ask of these claims, what people said of those whose bytes aren't here too, and notes who vouches for them by having sent their bytes.
     pub async fn gather(
         app: &App,
         cache: &Cache,
         policy: &Policy,
         sent: &[Sent<'_>],
-        unsent: &BTreeSet<StorePath>,
+        unsent: &[StorePath],
     ) -> Result<Self, DbError> {
         let (db, needs) = (app.db.as_ref(), policy.needs());
         let mut known = Self { now: app.clock.now(), ..Self::default() };
@@ -69,9 +68,8 @@ impl Known {
         if needs.submitters {
             vouch(app, cache, sent).await?;
         }
-        let mut said: Vec<StorePath> = unsent.iter().cloned().collect();
-        said.extend(paths.iter().filter(|path| !unsent.contains(*path)).cloned());
-        for row in db.evidence(&cache.name, &said).await? {
+        let all = [paths.as_slice(), unsent].concat();
+        for row in db.evidence(&cache.name, &all).await? {
             known.words.entry(row.path.clone()).or_default().push(row);
         }
         if !needs.upstreams.is_empty() {

@@ -27,13 +27,13 @@ use pushgate_formats::{
     Sha256, StorePath,
     api::{PathState, PathStatus},
 };
-use pushgate_policies::Closure;
+use pushgate_policies::{Closure, Limits};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     app::App,
     caches::Cache,
-    db::{NewClaim, PushAdded, PushKind, PushRow, RealisationRow},
+    db::{EnrolledKey, NewClaim, PushAdded, PushKind, PushRow, RealisationRow},
     error::ApiError,
     limits::{Counted, Held},
 };
@@ -78,9 +78,9 @@ pub async fn announce(
         }
     }
     signature::check(&key, &app.gateway_id, &cache.name, now, &announcement)?;
-    let policy = cache.policy();
+    let limits = cache.policy().limits_for(&evidence::identity(&key));
     let (paths, bytes) = (announcement.claims().len(), announcement.raw().len() as u64);
-    bounded(app, key.identity, PushKind::Announcement, (paths, bytes), policy.limits.quarantine_size).await?;
+    bounded(app, key.identity, PushKind::Announcement, (paths, bytes), &limits).await?;
     let memory = app.sessions.memory(app, announcement.raw().len()).await?;
     let push = PushRow {
         id: crate::random::hex(12),
@@ -98,14 +98,15 @@ pub async fn announce(
     let realisations: Vec<RealisationRow> =
         announcement.realisations().iter().map(|r| unproven_realisation(&r.id, &r.out_path)).collect();
     let derivations = announcement.derivations().to_vec();
-    let new = NewPush { push, signed, derivations, realisations, memory };
-    let first = first_states(app, cache, &new.signed).await?;
+    let (name, key_name) = (key.identity_name.clone(), key.key.name().clone());
+    let new = NewPush { push, submitter: key, signed, derivations, realisations, memory };
+    let first = first_states(app, cache, &new.signed, limits.nar_size).await?;
     match begin(app, cache, new, first).await? {
         Begun::New(session) => {
             tracing::info!(
                 push = session.id,
                 cache = cache.name,
-                submitter = key.identity_name,
+                submitter = name,
                 paths = session.signed.len(),
                 wanted = session.status().wanted.len(),
                 "announced"
@@ -122,7 +123,7 @@ pub async fn announce(
             format!(
                 "the nonce `{}` was used for another announcement by `{}`",
                 announcement.nonce(),
-                key.key.name()
+                key_name
             ),
         )),
     }
@@ -141,6 +142,7 @@ fn unproven_realisation(id: &str, path: &StorePath) -> RealisationRow {
 /// A push whose signatures were checked.
 struct NewPush {
     push: PushRow,
+    submitter: EnrolledKey,
     signed: Vec<signature::SignatureValid>,
     derivations: Vec<StorePath>,
     realisations: Vec<RealisationRow>,
@@ -162,7 +164,7 @@ async fn begin(
     (states, conflicts, notices): FirstStates,
 ) -> Result<Begun, ApiError> {
     let db = app.db.as_ref();
-    let NewPush { push, signed, derivations, realisations, memory } = new;
+    let NewPush { push, submitter, signed, derivations, realisations, memory } = new;
     let claims: Vec<NewClaim> = signed
         .iter()
         .zip(&states)
@@ -178,7 +180,8 @@ async fn begin(
         PushAdded::Known => return Ok(Begun::Known),
         PushAdded::NonceUsed => return Ok(Begun::NonceUsed),
     };
-    let mut session = Session::new(&push, cache.clone(), signed, derivations, ids, states, memory);
+    let mut session =
+        Session::new(&push, submitter, cache.clone(), (signed, derivations), ids, states, memory);
     session.progress().notices = notices;
     session.progress().realisations = realisations.into_iter().map(Into::into).collect();
     record_first_states(app, &session, conflicts).await?;
@@ -209,11 +212,12 @@ async fn bounded(
     identity: i64,
     kind: PushKind,
     (paths, bytes): (usize, u64),
-    most_bytes: u64,
+    policy: &Limits,
 ) -> Result<(), ApiError> {
     let limits = &app.config.limits;
-    if paths > limits.paths {
-        return Err(AnnounceError::TooLarge { what: "paths", found: paths, most: limits.paths }.into());
+    let most = policy.paths_per_push.map_or(limits.paths, |most| limits.paths.min(most as usize));
+    if paths > most {
+        return Err(AnnounceError::TooLarge { what: "paths", found: paths, most }.into());
     }
     let open = app.db.open_of(identity).await?;
     let of = |what: &str, found: u64, most: u64| {
@@ -235,7 +239,7 @@ async fn bounded(
         return Err(of("paths", open.paths, limits.open_paths));
     }
     // announcements are kept as evidence, and take room as NARs do
-    let most = most_bytes.max(LEAST_ANNOUNCED);
+    let most = policy.quarantine_size.max(LEAST_ANNOUNCED);
     if open.bytes + bytes > most {
         let message = format!(
             "the submitter's announcements that aren't decided yet have {} bytes, with this one more than the {most} that are allowed: wait for held paths to be decided, or ask the admin",
@@ -262,6 +266,7 @@ async fn first_states(
     app: &App,
     cache: &Cache,
     signed: &[signature::SignatureValid],
+    nar_size: u64,
 ) -> Result<FirstStates, ApiError> {
     let policy = cache.policy();
     let db = app.db.as_ref();
@@ -294,12 +299,12 @@ async fn first_states(
                     judge::conflicts_with_published(claim, &row.path, &row.nar_hash)
                 }
                 None if answers.found.contains_key(&claim.path) => ClaimState::plain(PathState::Upstream),
-                None if claim.nar_size > policy.limits.nar_size => ClaimState::with(
+                None if claim.nar_size > nar_size => ClaimState::with(
                     PathState::Rejected,
                     "nar-too-large",
                     format!(
                         "the NAR of `{}` has {} bytes; the policy of `{}` allows {}",
-                        claim.path, claim.nar_size, policy.cache, policy.limits.nar_size
+                        claim.path, claim.nar_size, policy.cache, nar_size
                     ),
                     vec![],
                 ),
@@ -376,7 +381,7 @@ pub async fn take_derivations(
     }
     let bytes = sent.iter().map(|(_, text)| text.len() as u64).sum();
     let paths: Vec<StorePath> = sent.iter().map(|(path, _)| path.clone()).collect();
-    let (_, budget) = app.submitter(session.identity, session.cache.policy().limits.quarantine_size).await?;
+    let (_, budget) = app.submitter(session.identity, &session.limits()).await?;
     let mut counted = Counted::new(budget);
     if !counted.take(bytes) {
         return Err(ApiError::full(&counted.budget().refusal(bytes)));

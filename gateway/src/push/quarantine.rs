@@ -61,7 +61,7 @@ pub async fn store(
     db: &dyn Db,
     blobs: &Arc<dyn Blobs>,
     identity: i64,
-    expires: u64,
+    (expires, now): (u64, u64),
     nars: Vec<Arc<Quarantined>>,
 ) -> Result<(Vec<Arc<Quarantined>>, u64), DbError> {
     let rows: Vec<QuarantineRow> = nars
@@ -76,7 +76,7 @@ pub async fn store(
             examined: serde_json::to_string(&nar.examined).unwrap_or_default(),
         })
         .collect();
-    let new = db.add_quarantined(identity, &rows, expires).await?;
+    let new = db.add_quarantined(identity, &rows, expires, now).await?;
     let (mut stored, second): (Vec<_>, Vec<_>) =
         nars.into_iter().partition(|nar| new.contains(&nar.examined.nar_hash));
     let known: Vec<Sha256> = second.iter().map(|nar| nar.examined.nar_hash).collect();

@@ -12,10 +12,12 @@ use pushgate_formats::{
     api::{PathState, PathStatus, PushStatus, RealisationStatus},
     keys::PublicKey,
 };
+use pushgate_policies::Limits;
 use tokio::sync::watch;
 
 use super::{
     announce::{AnnounceError, Announcement},
+    evidence,
     intake::{DigestWanted, NarIntact, Plan},
     quarantine::{self, Quarantined, ScanSet},
     signature::{self, SignatureError, SignatureValid},
@@ -24,7 +26,7 @@ use super::{
 use crate::{
     app::App,
     caches::Cache,
-    db::{ClaimRow, ClaimUpdate, DbError, Decided, PushKind, PushRow},
+    db::{ClaimRow, ClaimUpdate, DbError, Decided, EnrolledKey, PushKind, PushRow},
     limits::Held,
 };
 
@@ -99,6 +101,8 @@ pub struct Session {
     pub kind: PushKind,
     pub cache: Arc<Cache>,
     pub identity: i64,
+    /// Whose it is, as it was when the session was made; the judgement looks anew.
+    pub submitter: EnrolledKey,
     pub key: PublicKey,
     /// Seconds since 1970, UTC.
     pub announced: u64,
@@ -131,9 +135,9 @@ impl Session {
     /// Puts a session together. `states` are those of the claims' rows.
     pub fn new(
         push: &PushRow,
+        submitter: EnrolledKey,
         cache: Arc<Cache>,
-        signed: Vec<SignatureValid>,
-        derivations: Vec<StorePath>,
+        (signed, derivations): (Vec<SignatureValid>, Vec<StorePath>),
         ids: Vec<i64>,
         claims: Vec<ClaimState>,
         held: Held,
@@ -152,6 +156,7 @@ impl Session {
             kind: push.kind,
             cache,
             identity: push.identity,
+            submitter,
             key: push.key.clone(),
             announced: push.created,
             expires: push.expires,
@@ -201,6 +206,11 @@ impl Session {
         self.changed.subscribe()
     }
 
+    /// What its submitter may send, by the policy in force.
+    pub fn limits(&self) -> Limits {
+        self.cache.policy().limits_for(&evidence::identity(&self.submitter))
+    }
+
     /// Whether a NAR is one that this push wants now.
     pub fn wants(&self, nar: &Sha256) -> bool {
         let progress = self.progress();
@@ -213,7 +223,7 @@ impl Session {
     /// which wait for bytes have announced, and that the policy allows; a re-examination sets its own.
     pub fn plan(&self, nar: &Sha256) -> Plan {
         let claims = self.by_nar.get(nar).map(Vec::as_slice).unwrap_or_default();
-        let most = self.cache.policy().limits.nar_size;
+        let most = self.limits().nar_size;
         let progress = self.progress();
         let mut plan = Plan { scan: progress.scan.clone(), ..Plan::default() };
         for i in claims {
@@ -473,7 +483,7 @@ impl Sessions {
 
 /// Makes a session's proofs again from the stored envelope and the examined NARs.
 async fn load(app: &App, push: PushRow, held: Held) -> Result<Session, SessionError> {
-    let evidence = |why: String| SessionError::Evidence { push: push.id.clone(), why };
+    let invalid = |why: String| SessionError::Evidence { push: push.id.clone(), why };
     let raw = push.envelope.clone();
     let key = push.key.clone();
     let kind = push.kind;
@@ -489,15 +499,15 @@ async fn load(app: &App, push: PushRow, held: Held) -> Result<Session, SessionEr
         }
     })
     .await
-    .map_err(|e| evidence(e.to_string()))?;
-    let (signed, derivations) = checked.map_err(evidence)?;
+    .map_err(|e| invalid(e.to_string()))?;
+    let (signed, derivations) = checked.map_err(invalid)?;
     let rows: HashMap<StorePath, ClaimRow> =
         app.db.claims(&push.id).await?.into_iter().map(|row| (row.path.clone(), row)).collect();
     let (mut ids, mut states) = (Vec::new(), Vec::new());
     for proof in &signed {
         let Some(row) = rows.get(proof.path()) else {
             if push.expires > app.clock.now() {
-                return Err(evidence(format!("it has no row for `{}`", proof.path())));
+                return Err(invalid(format!("it has no row for `{}`", proof.path())));
             }
             // of ended pushes only what was published is kept
             let message =
@@ -527,7 +537,10 @@ async fn load(app: &App, push: PushRow, held: Held) -> Result<Session, SessionEr
         .ok()
         .flatten()
         .ok_or_else(|| SessionError::Cache(push.cache.clone()))?;
-    let mut session = Session::new(&push, cache, signed, derivations, ids, states, held);
+    let submitter = app.db.key(&push.key.bytes()).await?;
+    let submitter =
+        submitter.ok_or_else(|| invalid(format!("its key `{}` isn't enrolled", push.key.name())))?;
+    let mut session = Session::new(&push, submitter, cache, (signed, derivations), ids, states, held);
     let open: Vec<Sha256> = session.status().wanted;
     let nars = quarantine::load(app.db.as_ref(), push.identity, &open).await?;
     session.hold(app, &nars)?;

@@ -178,7 +178,7 @@ impl Upload {
         let refused =
             message.map(|message| ErrorBody { code: "nar-not-wanted".to_owned(), message, path: None });
         // compressed or not, more than that is no form of the NAR; of one that isn't wanted it is read over
-        let size = if refused.is_none() { plan.limit } else { self.session.cache.policy().limits.nar_size };
+        let size = if refused.is_none() { plan.limit } else { self.session.limits().nar_size };
         let left = size.saturating_add(size / 128).saturating_add(OVERHEAD);
         let held = if refused.is_none() && plan.capture {
             // the text, and what it is parsed into
@@ -227,7 +227,7 @@ impl Upload {
             None => pack.write(bytes)?,
             Some(problem) => {
                 // what is left of it is read over, so that the records behind it come in
-                record.left = record.left.max(self.session.cache.policy().limits.nar_size);
+                record.left = record.left.max(self.session.limits().nar_size);
                 record.examiner = None;
                 record.refused = Some(problem);
                 pack.rollback(record.start)?;

@@ -132,7 +132,6 @@ fn lacking(rule: &Rule, case: &Case<'_>, lacking: Vec<&Standing<'_>>) -> Held {
             waits.push(wait.clone());
         }
     }
-    let names: Vec<String> = waits.iter().take(20).map(ToString::to_string).collect();
     let mut message = match code {
         "needs-derivation" if matches!(provenance, Provenance::Unproven { .. }) => {
             needs_derivation(claim, provenance)
@@ -140,17 +139,16 @@ fn lacking(rule: &Rule, case: &Case<'_>, lacking: Vec<&Standing<'_>>) -> Held {
         "content-address-weak" => {
             format!("the contents of `{}` hash to it only by md5 or sha1, which can be forged", claim.path)
         }
-        _ => format!("the rule `{}` holds `{}`; it waits for {}", rule.name, claim.path, names.join(", ")),
+        _ => format!("of `{}`, {}", claim.path, asks(rule, case)),
     };
     // no number of further rebuilds need settle it: a person may have to waive them
     let unsure = case.evidence.rebuilds.iter().find(|rebuild| rebuild.outcome == Outcome::Inconclusive);
     if let (true, Some(unsure)) = (code == "needs-rebuild", unsure) {
         message = format!(
-            "rebuilds of `{}` by `{}` differ from each other: it isn't reproducible there; the rule `{}` waits for {}",
+            "rebuilds of `{}` by `{}` differ from each other: it isn't reproducible there; {}",
             claim.path,
             unsure.verifier,
-            rule.name,
-            names.join(", ")
+            asks(rule, case)
         );
         if !waits.contains(&Wait::Person) {
             waits.push(Wait::Person);
@@ -158,6 +156,15 @@ fn lacking(rule: &Rule, case: &Case<'_>, lacking: Vec<&Standing<'_>>) -> Held {
         return ("rebuild-inconclusive", message, waits);
     }
     (code, message, waits)
+}
+
+/// `the rule `x` requires 1 rebuild`.
+fn asks(rule: &Rule, case: &Case<'_>) -> String {
+    let drawn = if case.evidence.drawn { ", and it was drawn for a rebuild" } else { "" };
+    match &rule.then {
+        Then::Require(requirement) => format!("the rule `{}` requires {requirement}{drawn}", rule.name),
+        Then::Deny(reason) => format!("the rule `{}` denies it: {reason}", rule.name),
+    }
 }
 
 fn needs_derivation(claim: &Claim<'_>, provenance: &Provenance) -> String {

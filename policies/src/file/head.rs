@@ -9,7 +9,7 @@ use toml::{
 };
 
 use super::{
-    Closure, Policy, Upstream,
+    Closure, Policy, Upstream, cases,
     problem::{Problems, hint},
     rules, sense,
     tree::{self, Table, Value, cut},
@@ -17,7 +17,7 @@ use super::{
 use crate::{
     limits::{Limits, Retention, SubmitterLimit},
     names::{Kind, Texts},
-    rule::{Group, Members},
+    rule::{Group, Members, Rule},
 };
 
 /// Fields of the file.
@@ -32,6 +32,7 @@ pub const FIELDS: &[&str] = &[
     "retention",
     "upstream",
     "rule",
+    "test",
 ];
 /// Fields of `[limits]`.
 pub(crate) const LIMITS: &[&str] =
@@ -50,8 +51,8 @@ pub(crate) const ENROLLED: &str = "enrolled";
 /// Reads the whole file. `None` only where a mistake was noted.
 pub(crate) fn read(
     file: &Spanned<DeTable<'_>>,
+    text: &str,
     cache: Option<&str>,
-    digest: Sha256,
     problems: &mut Problems,
 ) -> Option<Policy> {
     let file = Table::root(file);
@@ -90,7 +91,10 @@ pub(crate) fn read(
         .collect();
     let retention = file.read("retention", problems, retention).unwrap_or_default();
     let upstreams = upstreams(&file, problems);
-    let rules = rules::read(&file, &groups, &upstreams, problems);
+    let spans = rules::read(&file, &groups, &upstreams, problems);
+    let rules: Vec<Rule> = spans.iter().map(|(_, rule)| rule.clone()).collect();
+    let tests =
+        cases::read(&file, text, &cases::Names { groups: &groups, upstreams: &upstreams }, &rules, problems);
     let policy = Policy {
         cache: name?.to_owned(),
         closure: closure.unwrap_or_default(),
@@ -100,10 +104,11 @@ pub(crate) fn read(
         submitter_limits,
         retention,
         upstreams,
-        rules: rules.iter().map(|(_, rule)| rule.clone()).collect(),
-        digest,
+        rules,
+        tests,
+        digest: Sha256::of(text.as_bytes()),
     };
-    sense::check(&policy, &rules, problems);
+    sense::check(&policy, &spans, problems);
     Some(policy)
 }
 

@@ -1,5 +1,6 @@
 //! The policy file: parsed whole or refused whole, with line and column of all that is wrong.
 
+mod cases;
 mod head;
 mod matches;
 mod problem;
@@ -20,6 +21,7 @@ pub use problem::{Place, PolicyError, Problem, Severity};
 use crate::{
     limits::{Limits, Retention, SubmitterLimit},
     rule::{Condition, Field, Group, Requirement, Rule, Then},
+    scenario::{Given, TestCase},
 };
 
 /// Largest policy file read, in bytes.
@@ -43,6 +45,8 @@ pub struct Policy {
     pub upstreams: Vec<Upstream>,
     /// In the order of the file; at least one.
     pub rules: Vec<Rule>,
+    /// In the order of the file; [`Policy::run_tests`] runs them.
+    pub tests: Vec<TestCase>,
     /// sha256 of the file's text, by which decisions name the policy that made them.
     pub digest: Sha256,
 }
@@ -123,9 +127,15 @@ impl Policy {
         if problems.has_errors() {
             return Checked { policy: None, problems: problems.placed(text) };
         }
-        let policy = head::read(&table, cache, Sha256::of(text.as_bytes()), &mut problems);
+        let policy = head::read(&table, text, cache, &mut problems);
         let policy = policy.filter(|_| !problems.has_errors());
         Checked { policy, problems: problems.placed(text) }
+    }
+
+    /// Reads a piece of evidence as a command line has it: a word, `rebuilds=1`, `approvals=1@core`, or a table as in a test.
+    pub fn evidence(&self, text: &str) -> Result<Given, PolicyError> {
+        let names = cases::Names { groups: &self.groups, upstreams: &self.upstreams };
+        cases::evidence(text, &names).map_err(|problems| PolicyError { file: "evidence".into(), problems })
     }
 
     /// What a gateway has to load for [`crate::decide()`].
@@ -176,5 +186,7 @@ impl Needs {
     }
 }
 
+#[cfg(test)]
+mod schema_tests;
 #[cfg(test)]
 mod tests;

@@ -150,7 +150,7 @@ impl Names<'_> {
                 }
                 Some(Requirement::AtLeast { n, of })
             }
-            "upstream" => self.upstream(argument, problems),
+            "upstream" => Some(Requirement::Upstream(Some(upstream(argument, self.upstreams, problems)?))),
             "rebuilds" => rebuilds(argument, problems),
             "submitters" => Some(Requirement::Submitters { n: tree::number(argument, 1, problems)? }),
             "approvals" => self.approvals(&table, argument, problems),
@@ -170,25 +170,6 @@ impl Names<'_> {
         let parts: Vec<_> =
             values.iter().filter_map(|value| self.requirement(value, depth + 1, problems)).collect();
         (parts.len() == values.len() && !parts.is_empty()).then_some(parts)
-    }
-
-    fn upstream(&self, value: &Value<'_>, problems: &mut Problems) -> Option<Requirement> {
-        let wanted = tree::text(value, problems)?;
-        let url = wanted.trim_end_matches('/');
-        let found = self
-            .upstreams
-            .iter()
-            .find(|upstream| upstream.name.as_deref() == Some(wanted) || upstream.url == url);
-        if found.is_none() {
-            let known = self
-                .upstreams
-                .iter()
-                .map(|upstream| upstream.name.as_ref().unwrap_or(&upstream.url).as_str());
-            let message =
-                format!("no `[[upstream]]` has the name or url `{}`{}", cut(wanted), hint(wanted, known));
-            problems.error(value.span(), message);
-        }
-        found.map(|upstream| Requirement::Upstream(Some(upstream.url.clone())))
     }
 
     fn approvals(
@@ -218,6 +199,21 @@ impl Names<'_> {
         }
         Some(Requirement::Approvals { n: number, from })
     }
+}
+
+/// The URL of an upstream that is named by name or URL.
+pub(crate) fn upstream(value: &Value<'_>, upstreams: &[Upstream], problems: &mut Problems) -> Option<String> {
+    let wanted = tree::text(value, problems)?;
+    let url = wanted.trim_end_matches('/');
+    let found =
+        upstreams.iter().find(|upstream| upstream.name.as_deref() == Some(wanted) || upstream.url == url);
+    if found.is_none() {
+        let known = upstreams.iter().map(|upstream| upstream.name.as_ref().unwrap_or(&upstream.url).as_str());
+        let message =
+            format!("no `[[upstream]]` has the name or url `{}`{}", cut(wanted), hint(wanted, known));
+        problems.error(value.span(), message);
+    }
+    found.map(|upstream| upstream.url.clone())
 }
 
 fn rebuilds(value: &Value<'_>, problems: &mut Problems) -> Option<Requirement> {

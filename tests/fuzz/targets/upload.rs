@@ -41,7 +41,10 @@ const BUDGET: u64 = 8 << 10;
 const MEMORY: u64 = 3 * LIMIT + (8 << 10);
 
 static POLICY: LazyLock<Policy> = LazyLock::new(|| {
-    let text = format!("version = 1\ncache = \"main\"\n[limits]\nnar-size = \"{LIMIT} B\"\n");
+    let text = format!(
+        "version = 1\ncache = \"main\"\n[limits]\nnar-size = \"{LIMIT} B\"\n\
+         [[rule]]\nname = \"r\"\nmatch = {{}}\nrequire = \"derivation\"\n"
+    );
     Policy::parse(&text, "main.toml", "main").expect("a policy")
 });
 static PLAN: LazyLock<Plan> = LazyLock::new(|| {

@@ -105,7 +105,8 @@ seam! {
     read fn rival_claims(&self, cache: &str, paths: &[StorePath]) -> Vec<ClaimRow>;
 
     read fn quarantined(&self, identity: i64, nars: &[Sha256]) -> Vec<QuarantineRow>;
-    write fn add_quarantined(&self, identity: i64, rows: &[QuarantineRow], expires: u64) -> HashSet<Sha256>;
+    write fn add_quarantined(&self, identity: i64, rows: &[QuarantineRow], expires: u64, now: u64) -> HashSet<Sha256>;
+    read fn sent_since(&self, identity: i64, since: u64) -> u64;
     write fn drop_quarantined(&self, identity: i64, nar: &Sha256) -> ();
     read fn quarantine_bytes(&self, identity: i64) -> u64;
     read fn quarantine_total(&self) -> u64;

@@ -32,6 +32,17 @@ impl Sqlite {
             if used.is_some() {
                 return Ok(Acted::NonceUsed);
             }
+            // two admins may freeze each other at the same time: whoever is first stops the other
+            let good: Option<i64> = sqlx::query_scalar(
+                "SELECT 1 FROM keys k JOIN identities i ON i.id = k.identity \
+                 WHERE k.public = ? AND k.revoked IS NULL AND i.frozen = 0",
+            )
+            .bind(key_bytes(&act.key))
+            .fetch_optional(&mut *tx)
+            .await?;
+            if good.is_none() {
+                return Ok(Acted::Barred);
+            }
         }
         let changed = match make(&mut tx, change, event.time).await? {
             Ok(changed) => changed,

@@ -240,8 +240,12 @@ impl Db for Sqlite {
         identity: i64,
         rows: &[QuarantineRow],
         expires: u64,
+        now: u64,
     ) -> Result<HashSet<Sha256>> {
-        self.insert_quarantined(identity, rows, expires).await
+        self.insert_quarantined(identity, rows, expires, now).await
+    }
+    async fn sent_since(&self, identity: i64, since: u64) -> Result<u64> {
+        self.sum_sent(identity, since).await
     }
     async fn drop_quarantined(&self, identity: i64, nar: &Sha256) -> Result<()> {
         self.delete_quarantined(identity, nar).await

@@ -7,7 +7,7 @@ use super::*;
 impl Sqlite {
     pub(super) async fn find_token(&self, hash: &Sha256) -> Result<Option<TokenHolder>> {
         let row = sqlx::query(
-            "SELECT t.identity, i.name, i.role, i.frozen, t.cache, t.expires, t.revoked, i.owner \
+            "SELECT t.identity, i.name, i.role, i.frozen, t.cache, t.expires, t.revoked, i.owner, i.groups \
              FROM tokens t JOIN identities i ON i.id = t.identity WHERE t.hash = ?",
         )
         .bind(hash.base32())
@@ -23,6 +23,7 @@ impl Sqlite {
             expires: row.try_get::<Option<i64>, _>(5)?.map(time),
             revoked: row.try_get::<Option<i64>, _>(6)?.map(time),
             owner: row.try_get(7)?,
+            groups: list(&row.try_get::<String, _>(8)?)?,
         }))
     }
 

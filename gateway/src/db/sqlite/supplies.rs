@@ -43,7 +43,9 @@ impl Sqlite {
         identity: i64,
         rows: &[QuarantineRow],
         expires: u64,
+        now: u64,
     ) -> Result<HashSet<Sha256>> {
+        let lengths: HashMap<String, u64> = rows.iter().map(|r| (r.nar_hash.base32(), r.length)).collect();
         let rows = Value::from_iter(
             rows.iter()
                 .map(|r| json!([r.nar_hash.base32(), r.pack, r.start, r.length, r.compression, r.examined])),
@@ -59,8 +61,28 @@ impl Sqlite {
         .bind(rows.to_string())
         .fetch_all(&mut *tx)
         .await?;
+        let sent: u64 = new.iter().filter_map(|hash| lengths.get(hash)).sum();
+        sqlx::query(
+            "INSERT INTO sent (identity, hour, bytes) VALUES (?, ?, ?) \
+             ON CONFLICT (identity, hour) DO UPDATE SET bytes = bytes + excluded.bytes",
+        )
+        .bind(identity)
+        .bind(sql(now / 3600))
+        .bind(sql(sent))
+        .execute(&mut *tx)
+        .await?;
         tx.commit().await?;
         new.iter().map(|h| sha256(h)).collect()
+    }
+
+    pub(super) async fn sum_sent(&self, identity: i64, since: u64) -> Result<u64> {
+        let sum: i64 =
+            sqlx::query_scalar("SELECT coalesce(sum(bytes), 0) FROM sent WHERE identity = ? AND hour >= ?")
+                .bind(identity)
+                .bind(sql(since / 3600))
+                .fetch_one(&self.read)
+                .await?;
+        Ok(time(sum))
     }
 
     pub(super) async fn delete_quarantined(&self, identity: i64, nar: &Sha256) -> Result<()> {
@@ -112,6 +134,10 @@ impl Sqlite {
         .await?;
         sqlx::query("DELETE FROM claim_waits WHERE push IN (SELECT value FROM json_each(?))")
             .bind(&ids)
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query("DELETE FROM sent WHERE hour < ?")
+            .bind(sql((now / 3600).saturating_sub(48)))
             .execute(&mut *tx)
             .await?;
         for table in ["stock_nars", "build_logs"] {

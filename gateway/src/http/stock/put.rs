@@ -200,10 +200,10 @@ async fn nar(
     request: Request,
 ) -> Result<String, ApiError> {
     plain_encoding(&request)?;
-    let limits = pusher.cache.policy().limits.clone();
-    let place = app.place_of(pusher.identity, pusher.owner.as_deref())?;
+    let limits = pusher.limits();
+    let place = app.place_of(pusher.identity, pusher.owner.as_deref(), &limits)?;
     app.disk_has_room().await?;
-    let (submitter, budget) = app.submitter(pusher.identity, limits.quarantine_size).await?;
+    let (submitter, budget) = app.submitter(pusher.identity, &limits).await?;
     let announced = content_length(&request);
     let body = request.into_body();
     // a task of its own: what came whole is kept also when the client is gone

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use pushgate_formats::{Sha256, StorePath, api::PathState};
+use pushgate_formats::{StorePath, api::PathState};
 
 use super::{JudgeError, facts::Facts};
 use crate::{
@@ -36,7 +36,7 @@ pub(super) struct Round {
     pub(super) publish: Vec<(Arc<Session>, usize, Publishable)>,
     /// (session, claim, new state, paths whose publication may change it)
     pub(super) states: Vec<(Arc<Session>, usize, ClaimState, Vec<StorePath>)>,
-    pub(super) conflicts: Vec<(StorePath, Sha256, i64)>,
+    pub(super) conflicts: Vec<(StorePath, pushgate_formats::Sha256, i64)>,
     pub(super) lookups: Vec<StorePath>,
     /// By push: see [`super::session::Progress::evidence`].
     pub(super) evidence: HashMap<String, u64>,
@@ -100,18 +100,18 @@ pub(super) fn open_part(session: &Session, most: usize) -> (Vec<usize>, usize) {
     (part, 0)
 }
 
-/// Claims whose bytes nobody seems to send: the client went away, and another push may have brought the path; or they were
-/// never wanted, since other contents are published. None while something of the push is being checked, which is when its
-/// client is there.
+/// Claims whose bytes nobody seems to send: the client went away, and another push may have brought the path. None while
+/// something of the push is being checked, which is when its client is there.
 pub(super) fn unsent_claims(session: &Session) -> Vec<usize> {
     let progress = session.progress();
     if progress.claims.iter().any(|c| c.state == PathState::Checking) {
         return vec![];
     }
-    let unsent = |i: &usize| match progress.claims[*i].state {
-        PathState::Wanted => true,
-        PathState::Held => progress.nars[*i].is_none(),
-        _ => false,
+    let unsent = |i: &usize| {
+        let claim = &progress.claims[*i];
+        // one that differs from what is published may be settled
+        claim.state == PathState::Wanted
+            || (progress.nars[*i].is_none() && claim.code.as_deref() == Some(CONFLICTS_WITH_PUBLISHED))
     };
     session.order.iter().copied().filter(unsent).collect()
 }
@@ -125,16 +125,6 @@ fn settled_without_bytes(session: &Session, i: usize, facts: &Facts) -> Option<O
     } else {
         differs_from_published(claim, path, nar_hash, facts)
     })
-}
-
-/// What has come of a claim of other contents than those that are published under its path's hash.
-fn differs_from_published(claim: &Claim, path: &StorePath, nar_hash: &Sha256, facts: &Facts) -> Outcome {
-    if facts.known.settled(&claim.path) == Some(*nar_hash) {
-        let message =
-            format!("an admin settled that the published NAR hash `{nar_hash}` is right for `{path}`");
-        return rejected("conflict-settled", message);
-    }
-    Outcome::Conflict(conflicts_with_published(claim, path, nar_hash), vec![])
 }
 
 /// Judges every open claim of the batch. Blocks; asks nobody.
@@ -369,8 +359,30 @@ fn later(session: &Session, facts: &Facts) -> u64 {
     now + (now.saturating_sub(session.announced) / 4).clamp(SOON, 3600)
 }
 
+/// What becomes of a claim that differs from what is published.
+fn differs_from_published(
+    claim: &Claim,
+    path: &StorePath,
+    nar_hash: &pushgate_formats::Sha256,
+    facts: &Facts,
+) -> Outcome {
+    if facts.known.settled(&claim.path) == Some(*nar_hash) {
+        let message =
+            format!("an admin settled that the published NAR hash `{nar_hash}` is right for `{path}`");
+        return rejected("conflict-settled", message);
+    }
+    Outcome::Conflict(conflicts_with_published(claim, path, nar_hash), vec![])
+}
+
+/// Code of a claim that differs from what is published.
+pub(super) const CONFLICTS_WITH_PUBLISHED: &str = "conflicts-with-published";
+
 /// The state of a claim that differs from what is published.
-pub fn conflicts_with_published(claim: &Claim, path: &StorePath, nar_hash: &Sha256) -> ClaimState {
+pub fn conflicts_with_published(
+    claim: &Claim,
+    path: &StorePath,
+    nar_hash: &pushgate_formats::Sha256,
+) -> ClaimState {
     let message = if *path == claim.path {
         format!(
             "`{}` is published with NAR hash `{nar_hash}`, claimed is `{}`; the published one stays",
@@ -379,7 +391,7 @@ pub fn conflicts_with_published(claim: &Claim, path: &StorePath, nar_hash: &Sha2
     } else {
         format!("`{}` has the hash part of `{path}`, which is published", claim.path)
     };
-    ClaimState::with(PathState::Held, "conflicts-with-published", message, vec!["person".to_owned()])
+    ClaimState::with(PathState::Held, CONFLICTS_WITH_PUBLISHED, message, vec!["person".to_owned()])
 }
 
 pub(super) fn damaged_state(claim: &Claim) -> ClaimState {

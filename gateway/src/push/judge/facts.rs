@@ -69,7 +69,9 @@ pub(super) async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) 
         submitters: HashMap::new(),
         known: evidence::Known::default(),
     };
-    let (mut paths, mut own, mut unsent) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let (mut paths, mut own) = (BTreeSet::new(), BTreeSet::new());
+    // claims without bytes: they may be published by another, or settled
+    let mut unsent: Vec<StorePath> = Vec::new();
     let shares = shares(sessions);
     for session in sessions {
         let key = app.db.key(&session.key.bytes()).await?;

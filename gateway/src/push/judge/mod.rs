@@ -83,7 +83,12 @@ pub async fn run(app: Arc<App>, cache: Arc<Cache>, mut queue: mpsc::UnboundedRec
         }
         if let Some(after) = again.filter(|_| !stop) {
             match again::step(&app, &cache, after).await {
-                Ok(next) => again = next,
+                Ok(next) => {
+                    again = next;
+                    if again.is_none() {
+                        cache.tell_judged_again();
+                    }
+                }
                 Err(e) => {
                     tracing::error!(
                         cache = cache.name,

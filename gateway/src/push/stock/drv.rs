@@ -46,7 +46,7 @@ pub async fn take(
     let sent: Vec<StorePath> = sent.into_iter().collect();
     let own = std::slice::from_ref(path);
     let known = db.derivations_sent(identity, own).await?.contains(path);
-    let (_, budget) = app.submitter(identity, pusher.cache.policy().limits.quarantine_size).await?;
+    let (_, budget) = app.submitter(identity, &pusher.limits()).await?;
     let (mut counted, bytes) = (Counted::new(budget), text.len() as u64);
     if !counted.take(bytes) {
         return Err(ApiError::full(&counted.budget().refusal(bytes)));

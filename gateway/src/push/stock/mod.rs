@@ -18,6 +18,7 @@ use pushgate_formats::{
     StorePath,
     api::{PathState, PathStatus},
 };
+use pushgate_policies::{Limits, facts::Identity};
 
 use super::{Begun, NewPush, begin, first_states, session::ClaimState, signature};
 use crate::{
@@ -40,7 +41,16 @@ pub struct Pusher {
     pub identity: i64,
     pub name: String,
     pub owner: Option<String>,
+    pub groups: Vec<String>,
     pub cache: Arc<Cache>,
+}
+
+impl Pusher {
+    /// What he may send, by the policy in force.
+    pub fn limits(&self) -> Limits {
+        let identity = Identity { name: &self.name, owner: self.owner.as_deref(), groups: &self.groups };
+        self.cache.policy().limits_for(&identity)
+    }
 }
 
 /// Takes a narinfo: stages 1 and 2, and what a push is from there on. `hash_part` is that of the file's name. The answer is
@@ -58,7 +68,8 @@ pub async fn take_narinfo(
         let who = (pusher.identity, pusher.name.as_str());
         signature::own_signature(db, who, &cache.name, app.clock.now(), &sent.info).await?
     };
-    let public = key.key;
+    let public = key.key.clone();
+    let limits = pusher.limits();
     let signed = signature::verify_claim(sent.claim(signature), &public)?;
     // the same claim again, because the answer was lost or the copy repeated
     if let Some(status) = known(app, pusher, &signed).await? {
@@ -73,7 +84,7 @@ pub async fn take_narinfo(
         return Err(refusal(&path, error.code(), format!("the NAR file `{}`: {error}", sent.file)));
     }
     let signed = vec![signed];
-    let (states, conflicts, notices) = first_states(app, cache, &signed).await?;
+    let (states, conflicts, notices) = first_states(app, cache, &signed, limits.nar_size).await?;
     let now = app.clock.now();
     // it is at an upstream: there is nothing to claim
     if states.iter().all(|s| s.state == PathState::Upstream) {
@@ -81,14 +92,7 @@ pub async fn take_narinfo(
         return Ok(plain(path, PathState::Upstream));
     }
     let bytes = text.len() as u64;
-    super::bounded(
-        app,
-        pusher.identity,
-        PushKind::NarInfo,
-        (1, bytes),
-        cache.policy().limits.quarantine_size,
-    )
-    .await?;
+    super::bounded(app, pusher.identity, PushKind::NarInfo, (1, bytes), &limits).await?;
     let memory = app.sessions.memory(app, text.len()).await?;
     if path.is_derivation() {
         drv::take(app, pusher, &path, super::quarantine::Quarantined::read_back(row)?).await?;
@@ -106,7 +110,7 @@ pub async fn take_narinfo(
         created: now,
         expires: now + cache.policy().limits.quarantine_ttl,
     };
-    let new = NewPush { push, signed, derivations: vec![], realisations: vec![], memory };
+    let new = NewPush { push, submitter: key, signed, derivations: vec![], realisations: vec![], memory };
     // a push of its own: a crash after it leaves a claim with its bytes, which the next start judges
     let Begun::New(session) = begin(app, cache, new, (states, conflicts, notices)).await? else {
         // both are random

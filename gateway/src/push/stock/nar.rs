@@ -128,7 +128,14 @@ pub async fn store(
         expires,
     };
     app.db.add_stock_nar(&row).await?;
-    let stored = quarantine::store(app.db.as_ref(), &app.blobs, pusher.identity, expires, vec![nar]).await?;
+    let stored = quarantine::store(
+        app.db.as_ref(),
+        &app.blobs,
+        pusher.identity,
+        (expires, app.clock.now()),
+        vec![nar],
+    )
+    .await?;
     counted.give_back(stored.1);
     counted.keep();
     Ok(())
