@@ -33,7 +33,6 @@ pub enum Command {
     Why(claims::Why),
     Token(Token),
     Admin(admin::Admin),
-    /// Policy files, which say what a cache publishes
     #[command(subcommand)]
     Policy(PolicyCommand),
 }
@@ -140,17 +139,17 @@ pub struct Token {
     pub gateway: Gateway,
 }
 
-/// Check, test and explain policy files, before a gateway uses them
+/// Check, test, explain and try policy files, before a gateway uses them
 ///
-/// A policy file says what a gateway publishes, holds and refuses. These commands read files on this machine and ask no
-/// gateway.
+/// A policy file says what a gateway publishes, holds and refuses. These commands read files on this machine; only replay
+/// asks a gateway, and changes nothing there.
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
     Check(PolicyFiles),
     Test(PolicyTests),
     Explain(Box<PolicyExplain>),
-    Schema(PolicySchema),
     Replay(replay::Replay),
+    Schema(PolicySchema),
 }
 
 /// Find mistakes in policy files

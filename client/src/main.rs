@@ -19,10 +19,7 @@ use pushgate_client::{
     join::{How, join},
     nix::StoreLocation,
     output::{self, Exit},
-    policy::{
-        self,
-        replay::{self, ReplayError},
-    },
+    policy::{self, replay::ReplayError},
     progress::Progress,
     push::{self, Options},
     review,
@@ -56,14 +53,13 @@ async fn run(cli: Cli) -> Result<Exit> {
     // policy files need no settings
     let dir = ConfigDir::from_env;
     match cli.command {
-        Command::Policy(PolicyCommand::Replay(args)) => run_replay(&dir()?, args).await,
-        Command::Policy(command) => run_policy(command),
+        Command::Policy(command) => run_policy(command).await,
+        Command::Why(args) => run_why(&dir()?, args).await,
         Command::Join(args) => run_join(&dir()?, args).await,
         Command::Push(args) => run_push(&dir()?, args).await,
         Command::Status(args) => run_status(&dir()?, args).await,
         Command::Token(args) => run_token(&dir()?, args).await,
         Command::Admin(args) => run_admin(&dir()?, args).await,
-        Command::Why(args) => run_why(&dir()?, args).await,
     }
 }
 
@@ -135,7 +131,42 @@ async fn run_admin(dir: &ConfigDir, args: Admin) -> Result<Exit> {
     Ok(Exit::Accepted)
 }
 
-fn run_policy(command: PolicyCommand) -> Result<Exit> {
+async fn run_why(dir: &ConfigDir, args: Why) -> Result<Exit> {
+    let path = review::path(&args.path)?;
+    let session = Session::open(dir, args.gateway.url.as_deref())?;
+    let greeting = session.greet().await?;
+    greeting.cache(&session, &args.cache)?;
+    let why = session.api.why(&args.cache, &path, &session.signer()).await;
+    let why = why.map_err(|e| greeting.explain(e))?;
+    print(&if args.json { output::json(&why) } else { review::why(&why, clock::now()) })?;
+    Ok(if review::is_rejected(&why) { Exit::Rejected } else { Exit::Accepted })
+}
+
+async fn run_replay(args: Replay) -> Result<Exit> {
+    let mut failed = None;
+    let replayed = policy::replay::run(ConfigDir::from_env, &args, |text| match write(text) {
+        Ok(read_on) => read_on,
+        Err(error) => {
+            failed = Some(error);
+            false
+        }
+    });
+    let counts = match replayed.await {
+        // of several lines, and of a file of one's own
+        Err(ReplayError::Policy(error)) => {
+            eprintln!("{}", output::printable_lines(&error.to_string()));
+            return Ok(Exit::Error);
+        }
+        replayed => replayed?,
+    };
+    match failed {
+        Some(error) => Err(error),
+        None if counts.differ > 0 => Ok(Exit::Rejected),
+        None => Ok(Exit::Accepted),
+    }
+}
+
+async fn run_policy(command: PolicyCommand) -> Result<Exit> {
     let (text, exit) = match command {
         PolicyCommand::Check(args) => {
             let report = policy::check(&args.files)?;
@@ -161,47 +192,12 @@ fn run_policy(command: PolicyCommand) -> Result<Exit> {
             };
             (text, Exit::Accepted)
         }
+        // asks a gateway
+        PolicyCommand::Replay(args) => return run_replay(args).await,
         PolicyCommand::Schema(_) => (policy::schema().to_owned(), Exit::Accepted),
-        // asks a gateway, and was taken care of
-        PolicyCommand::Replay(_) => (String::new(), Exit::Accepted),
     };
     print(&text)?;
     Ok(exit)
-}
-
-async fn run_why(dir: &ConfigDir, args: Why) -> Result<Exit> {
-    let path = review::path(&args.path)?;
-    let session = Session::open(dir, args.gateway.url.as_deref())?;
-    let greeting = session.greet().await?;
-    greeting.cache(&session, &args.cache)?;
-    let why = session.api.why(&args.cache, &path, &session.signer()).await;
-    let why = why.map_err(|e| greeting.explain(e))?;
-    print(&if args.json { output::json(&why) } else { review::why(&why, clock::now()) })?;
-    Ok(if review::is_rejected(&why) { Exit::Rejected } else { Exit::Accepted })
-}
-
-async fn run_replay(dir: &ConfigDir, args: Replay) -> Result<Exit> {
-    let mut failed = None;
-    let replayed = replay::run(dir, &args, |text| match write(text) {
-        Ok(read_on) => read_on,
-        Err(error) => {
-            failed = Some(error);
-            false
-        }
-    });
-    let counts = match replayed.await {
-        // of several lines, and of a file of one's own
-        Err(ReplayError::Policy(error)) => {
-            eprintln!("{error}");
-            return Ok(Exit::Error);
-        }
-        replayed => replayed?,
-    };
-    match failed {
-        Some(error) => Err(error),
-        None if counts.differ > 0 => Ok(Exit::Rejected),
-        None => Ok(Exit::Accepted),
-    }
 }
 
 /// Prints to standard output; a reader that has seen enough (`| head`) is no error.

@@ -9,16 +9,9 @@ use pushgate_formats::{
     api::PathState,
     review::{ClaimInfo, Conflict, DecisionInfo, EvidenceInfo, PublishedInfo},
 };
-use pushgate_policies::{
-    explain::{Explanation, RuleAnswer, RuleExplained},
-    review::{Why, WhyClaim},
-};
+use pushgate_policies::review::{Why, WhyClaim};
 
-use crate::{
-    api::printable,
-    clock,
-    output::{ago, printable_lines},
-};
+use crate::{api::printable, clock, output::ago};
 
 /// Most things named that a claim waits for.
 const MOST_WAITS: usize = 10;
@@ -26,7 +19,8 @@ const MOST_WAITS: usize = 10;
 /// A line below what it is about: what it says, and that.
 fn line(out: &mut String, label: &str, text: &str) {
     // writing to a String can't fail
-    let _ = writeln!(out, "  {label:<9} {}", printable(text));
+    let text = format!("  {label:<9} {}", printable(text));
+    let _ = writeln!(out, "{}", text.trim_end());
 }
 
 /// `3 min ago`, by this machine's clock.
@@ -139,8 +133,9 @@ pub fn why(why: &Why, now: u64) -> String {
     if let Some(info) = &why.published {
         published(&mut out, info, why, now);
     }
-    for WhyClaim { claim: one, explanation } in &why.claims {
+    for one in &why.claims {
         // what became of a claim that was published stands above
+        let WhyClaim { claim: one, explanation } = one;
         if why.published.as_ref().is_some_and(|p| {
             one.state == PathState::Published && one.nar_hash == p.nar_hash && one.evidence.is_empty()
         }) {
@@ -148,20 +143,19 @@ pub fn why(why: &Why, now: u64) -> String {
         }
         out.push('\n');
         claim(&mut out, one, now);
-        if let Some(explanation) = explanation.as_ref().filter(|_| one.state != PathState::Published) {
-            out.push_str(&rules(explanation));
+        if let (Some(explanation), true) = (explanation, one.state == PathState::Held) {
+            line(&mut out, "rules", "");
+            // each line by itself: its places are what it is read by
+            let rules = explanation.rules.iter().map(ToString::to_string);
+            for text in rules.flat_map(|rule| rule.lines().map(str::to_owned).collect::<Vec<_>>()) {
+                let _ = writeln!(out, "  {}", printable(&text));
+            }
         }
         if let Some(next) = next(one, why) {
             line(&mut out, "next", &next);
         }
     }
     out
-}
-
-/// The rule that is for a claim, or may be: its conditions, and what of its requirement is met and what is missing.
-fn rules(explanation: &Explanation) -> String {
-    let decides = |rule: &&RuleExplained| matches!(rule.answer, RuleAnswer::Matches | RuleAnswer::Unknown);
-    explanation.rules.iter().filter(decides).map(|rule| printable_lines(&rule.to_string())).collect()
 }
 
 /// What can be done about a claim.

@@ -1,4 +1,5 @@
-//! `pushgate policy`: what a policy file says, on files alone. Asks no gateway; the language is that of the `policies`
+//! `pushgate policy`: what a policy file says, on files alone, and what it would say of recorded decisions. Only [`replay`]
+//! asks a gateway; the language is that of the `policies`
 //! crate, the same that a gateway decides by.
 
 mod check;

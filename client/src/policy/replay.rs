@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use pushgate_formats::{Sha256, StorePath};
+use pushgate_formats::{Sha256, StorePath, api::Role};
 use pushgate_policies::{
     MAX_POLICY, Needs, Policy, PolicyError, decide,
     facts::Decision,
@@ -21,7 +21,7 @@ use serde::Serialize;
 use crate::{
     api::printable,
     cli::replay::Replay,
-    config::ConfigDir,
+    config::{ConfigDir, ConfigError},
     output,
     session::{Session, SessionError},
 };
@@ -131,9 +131,9 @@ fn asked(policy: &Policy, rule: Option<&str>) -> Needs {
     Policy { rules, ..policy.clone() }.needs()
 }
 
-/// Carries the command out. `show` gives false where nobody reads on.
+/// Carries the command out. Settings are read where a gateway is asked. `show` gives false where nobody reads on.
 pub async fn run(
-    dir: &ConfigDir,
+    dir: impl FnOnce() -> Result<ConfigDir, ConfigError>,
     args: &Replay,
     show: impl FnMut(&str) -> bool,
 ) -> Result<Counts, ReplayError> {
@@ -268,11 +268,12 @@ fn from_file<S: FnMut(&str) -> bool>(file: &Path, report: &mut Report<'_, S>) ->
 }
 
 async fn from_gateway<S: FnMut(&str) -> bool>(
-    dir: &ConfigDir,
+    dir: impl FnOnce() -> Result<ConfigDir, ConfigError>,
     report: &mut Report<'_, S>,
 ) -> Result<(), ReplayError> {
     let args = report.args;
-    let session = Session::open(dir, args.gateway.url.as_deref())?;
+    let dir = dir().map_err(SessionError::from)?;
+    let session = Session::open_as(&dir, args.gateway.url.as_deref(), Role::Admin)?;
     let greeting = session.greet().await?;
     greeting.cache(&session, &args.cache)?;
     let unwritable = |file: &Path| {

@@ -423,6 +423,11 @@ impl Sessions {
         self.kept.insert(session.id.clone(), session);
     }
 
+    /// Waits until no push is being read back: whatever read rows before this has its session in memory afterwards.
+    pub async fn loaded(&self) {
+        drop(self.loading.lock().await);
+    }
+
     /// The session of a push, rebuilt from evidence where it isn't in memory.
     pub async fn get(&self, app: &App, id: &str) -> Result<Option<Arc<Session>>, SessionError> {
         self.get_within(app, id, Duration::ZERO).await

@@ -53,7 +53,11 @@ async fn documents_for_programs() {
     assert_eq!(claim["waitsFor"][0], "1 approval from `core` (0 of 1)");
     assert_eq!(claim["decided"]["rule"], "looked at");
     let why = json(run(&stage.alices, &format!("why {path} --json")));
-    assert_eq!((&why["claims"][0], why.get("published")), (&claim, None));
+    let mut claims = why["claims"].clone();
+    // beside what is in the list, what each rule makes of it
+    let explained = claims[0].as_object_mut().unwrap().remove("explanation").unwrap();
+    assert_eq!(explained["rules"].as_array().map(Vec::len), Some(2));
+    assert_eq!((&claims[0], why.get("published")), (&claim, None));
 
     let approve = format!("admin held approve {path} --nar-hash {hash} --reason fine --json");
     let done = json(run(&stage.bob, &approve));

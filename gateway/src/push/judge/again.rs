@@ -2,7 +2,7 @@
 //! read back and no signature checked for those that come out as before, or are held or refused by the policy alone. Those
 //! that may be published take the way that all pushes take.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use pushgate_formats::api::PathState;
 use pushgate_policies::{
@@ -42,12 +42,15 @@ pub(super) async fn step(app: &Arc<App>, cache: &Arc<Cache>, after: i64) -> Resu
         rows.into_iter().map(|row| (fate(&policy, &needs, &row, now), row)).collect::<Vec<_>>()
     })
     .await?;
-    let mut claims = Vec::new();
+    let (mut claims, mut pushes) = (Vec::new(), BTreeSet::new());
     for (fate, row) in judged {
         match fate {
             Fate::Same => {}
             // what is in memory is judged there, or it would show the old state
-            Fate::State(update) if app.sessions.peek(&row.push).is_none() => claims.push(*update),
+            Fate::State(update) if app.sessions.peek(&row.push).is_none() => {
+                claims.push(*update);
+                pushes.insert(row.push);
+            }
             Fate::State(_) | Fate::Report => evidence::concerns(app, cache, &row.push),
         }
     }
@@ -55,6 +58,11 @@ pub(super) async fn step(app: &Arc<App>, cache: &Arc<Cache>, after: i64) -> Resu
         // one transaction; a crash before it leaves what every restart judges again
         let judged = Judged { cache: cache.name.clone(), now, claims, ..Judged::default() };
         app.db.update_held(&judged).await?;
+        // one that was read back meanwhile may have read the rows before they changed
+        app.sessions.loaded().await;
+        for push in pushes.iter().filter(|push| app.sessions.peek(push).is_some()) {
+            evidence::concerns(app, cache, push);
+        }
         app.sweep.notify_one();
     }
     Ok(more.then_some(last))
