@@ -72,8 +72,10 @@ pub(super) fn wanted(paths: &[PathInfo], wanted: &[Sha256]) -> Vec<Nar> {
 /// Cuts NARs into requests, of which `jobs` are sent at once. Small NARs are spread evenly, so that no job ends long
 /// after the others.
 pub(super) fn requests(nars: Vec<Nar>, jobs: usize) -> Work {
-    let (small, large): (VecDeque<Nar>, VecDeque<Nar>) =
+    let (small, mut large): (VecDeque<Nar>, VecDeque<Nar>) =
         nars.into_iter().partition(|nar| nar.size <= SMALL_NAR);
+    // the last one goes alone, when half of what could be busy isn't: it had better be the smallest
+    large.make_contiguous().sort_by_key(|nar| std::cmp::Reverse(nar.size));
     let cost = |nar: &Nar| nar.size + NAR_COST;
     let bytes: u64 = small.iter().map(|nar| nar.size).sum();
     let least = small.len().div_ceil(MAX_BATCH_NARS).max(bytes.div_ceil(MAX_BATCH_BYTES) as usize).max(1);
@@ -171,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn every_nar_is_in_one_request_and_in_order() {
+    fn every_nar_is_in_one_request_small_ones_in_order_large_ones_by_size() {
         let sizes = (0..3000u64).map(|n| (n * n * 7919) % (6 << 20));
         let all = nars(sizes);
         let work = requests(all.clone(), 4);
@@ -182,6 +184,8 @@ mod tests {
         }
         let small: Vec<Nar> = work.batches.into_iter().flatten().collect();
         assert!(small.iter().eq(all.iter().filter(|nar| nar.size <= SMALL_NAR)));
-        assert!(work.large.iter().eq(all.iter().filter(|nar| nar.size > SMALL_NAR)));
+        let mut large: Vec<&Nar> = all.iter().filter(|nar| nar.size > SMALL_NAR).collect();
+        large.sort_by_key(|nar| std::cmp::Reverse(nar.size));
+        assert!(work.large.iter().eq(large));
     }
 }

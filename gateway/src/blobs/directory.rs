@@ -7,7 +7,10 @@ use std::{
     io::{self, IoSliceMut, Read, Seek, SeekFrom, Write},
     os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -18,7 +21,10 @@ use rustix::{
 };
 use sha2::Digest;
 
-use super::{Blobs, PackRange, PackWriter, PublicBody, PublicFile};
+use super::{
+    Blobs, PackRange, PackWriter, PublicBody, PublicFile,
+    unchanged::{Unchanged, same_file},
+};
 
 /// Files up to this size are read whole, in bytes: those that get a validator from their contents, and NARs for which a
 /// call that sends them costs more than one that copies them.
@@ -33,6 +39,7 @@ pub struct Directory {
     /// For the names of packs and temporary files: random at start, counted from there.
     prefix: String,
     counter: AtomicU64,
+    unchanged: Arc<Unchanged>,
 }
 
 impl Directory {
@@ -46,7 +53,12 @@ impl Directory {
         fs::set_permissions(&quarantine, fs::Permissions::from_mode(0o700))?;
         private.create(quarantine.join("packs"))?;
         private.create(quarantine.join("tmp"))?;
-        Ok(Self { root: root.to_owned(), prefix: crate::random::hex(8), counter: AtomicU64::new(0) })
+        Ok(Self {
+            root: root.to_owned(),
+            prefix: crate::random::hex(8),
+            counter: AtomicU64::new(0),
+            unchanged: Arc::default(),
+        })
     }
 
     fn fresh_name(&self) -> String {
@@ -120,6 +132,7 @@ struct DirectoryPack {
     tmp: Temporary,
     to: PathBuf,
     name: String,
+    unchanged: Arc<Unchanged>,
 }
 
 impl PackWriter for DirectoryPack {
@@ -141,13 +154,19 @@ impl PackWriter for DirectoryPack {
     }
 
     /// A crash before the rename leaves a temporary file, one after it a pack that no row names: both are swept.
-    fn finish(self: Box<Self>) -> io::Result<String> {
-        self.file.sync_data()?;
-        fs::rename(&self.tmp.0, &self.to)?;
-        if let Some(parent) = self.to.parent() {
+    fn finish(self: Box<Self>, whole: Option<&Sha256>) -> io::Result<String> {
+        let Self { file, position, tmp, to, name, unchanged } = *self;
+        file.sync_data()?;
+        fs::rename(&tmp.0, &to)?;
+        tmp.disarm();
+        if let Some(parent) = to.parent() {
             File::open(parent)?.sync_all()?;
         }
-        Ok(self.name.clone())
+        // smaller ones are read to be copied
+        if let Some(hash) = whole.filter(|_| position > PIECE as u64) {
+            unchanged.note(&name, &file, position, hash);
+        }
+        Ok(name)
     }
 }
 
@@ -158,7 +177,14 @@ impl Blobs for Directory {
         let tmp = Temporary(self.root.join("quarantine/tmp").join(&name));
         // published by hard link when it is a pack of its own, hence the mode; the directory above keeps it private
         let file = create(&tmp.0, 0o644)?;
-        Ok(Box::new(DirectoryPack { file, position: 0, to: self.pack(&name), tmp, name }))
+        Ok(Box::new(DirectoryPack {
+            file,
+            position: 0,
+            to: self.pack(&name),
+            tmp,
+            name,
+            unchanged: self.unchanged.clone(),
+        }))
     }
 
     fn read_pack(&self, range: &PackRange) -> io::Result<Box<dyn Read + Send>> {
@@ -169,6 +195,7 @@ impl Blobs for Directory {
 
     fn remove_packs(&self, packs: &[String]) -> io::Result<()> {
         for pack in packs {
+            self.unchanged.forget(pack);
             match fs::remove_file(self.pack(pack)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                 _ => {}
@@ -198,13 +225,21 @@ impl Blobs for Directory {
 
     fn publish_pack(&self, cache: &str, name: &str, from: &PackRange, hash: &Sha256) -> io::Result<()> {
         let source = File::open(self.pack(&from.pack))?;
-        let whole = from.start == 0 && source.metadata()?.size() == from.length;
+        let meta = source.metadata()?;
+        let whole = from.start == 0 && meta.size() == from.length;
         let tmp = Temporary(self.tmp());
-        // small ones are read once; a large one that is a pack of its own is hashed where it lies and linked
+        // small ones are read once; a large one that is a pack of its own is hashed where it lies, unless it is as it was
+        // written, and linked
         if whole && from.length > PIECE as u64 {
-            check(&mut Read::by_ref(&mut &source), io::sink(), from.length, hash)?;
+            if !self.unchanged.is(&from.pack, &meta, hash) {
+                check(&mut Read::by_ref(&mut &source), io::sink(), from.length, hash)?;
+            }
             match fs::hard_link(self.pack(&from.pack), &tmp.0) {
-                Ok(()) => return self.reveal_link(tmp, cache, name),
+                Ok(()) if same_file(&meta, &fs::symlink_metadata(&tmp.0)?) => {
+                    return self.reveal_link(tmp, cache, name);
+                }
+                // by its name it is another now than the one that was opened
+                Ok(()) => return Err(changed()),
                 // some file systems have no links: copy
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(e),
                 Err(_) => {}
@@ -283,14 +318,11 @@ fn check(from: &mut impl Read, mut to: impl Write, length: u64, expected: &Sha25
         to.write_all(&buffer[..n])?;
         left -= n as u64;
     }
-    if hasher.finalize().as_slice() == expected.0 {
-        Ok(())
-    } else {
-        Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "the quarantined bytes changed since they were checked",
-        ))
-    }
+    if hasher.finalize().as_slice() == expected.0 { Ok(()) } else { Err(changed()) }
+}
+
+fn changed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the quarantined bytes changed since they were checked")
 }
 
 /// Opens a file from what the kernel has in memory; `None` where it would have to wait for the disk, or can't tell. The kernel
@@ -341,7 +373,9 @@ mod tests {
         for part in parts {
             pack.write(part).unwrap();
         }
-        pack.finish().unwrap()
+        // as an upload does it
+        let whole = (parts.len() == 1).then(|| Sha256::of(parts[0]));
+        pack.finish(whole.as_ref()).unwrap()
     }
 
     #[test]
@@ -373,6 +407,29 @@ mod tests {
     }
 
     #[test]
+    fn a_pack_that_is_as_it_was_written_is_linked_and_known_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Directory::open(dir.path()).unwrap();
+        let bytes = vec![7; 17 << 20];
+        let name = pack(&blobs, &[&bytes]);
+        let path = dir.path().join("quarantine/packs").join(&name);
+        let range = PackRange { pack: name.clone(), start: 0, length: bytes.len() as u64 };
+        let hash = Sha256::of(&bytes);
+        // large enough to be noted whatever the clock says
+        assert!(blobs.unchanged.is(&name, &fs::metadata(&path).unwrap(), &hash));
+        blobs.unchanged.note(&name, &File::open(&path).unwrap(), range.length, &hash);
+        for name in ["nar/one", "nar/one", "nar/two"] {
+            blobs.publish_pack("main", name, &range, &hash).unwrap();
+            let published = fs::metadata(dir.path().join("main").join(name)).unwrap();
+            assert_eq!(published.ino(), fs::metadata(&path).unwrap().ino());
+        }
+        OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"x", 1 << 20).unwrap();
+        assert!(blobs.publish_pack("main", "nar/three", &range, &hash).is_err());
+        assert!(!blobs.is_published("main", "nar/three").unwrap());
+        assert_eq!(fs::read_dir(dir.path().join("quarantine/tmp")).unwrap().count(), 0);
+    }
+
+    #[test]
     fn what_is_freed_leaves_its_neighbours() {
         let dir = tempfile::tempdir().unwrap();
         let blobs = Directory::open(dir.path()).unwrap();
@@ -398,7 +455,7 @@ mod tests {
         writer.rollback(2).unwrap();
         writer.write(b"X").unwrap();
         assert_eq!(writer.position(), 3);
-        let name = writer.finish().unwrap();
+        let name = writer.finish(None).unwrap();
         let mut text = String::new();
         blobs
             .read_pack(&PackRange { pack: name, start: 0, length: 3 })

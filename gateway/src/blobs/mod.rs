@@ -4,6 +4,7 @@
 //! The methods block; stages call them off the async threads. What is read for the public comes as a stream.
 
 pub mod directory;
+mod unchanged;
 
 use std::{
     fs::File,
@@ -21,8 +22,9 @@ pub trait PackWriter: Send {
     fn position(&self) -> u64;
     /// Takes back what was written after `position`.
     fn rollback(&mut self, position: u64) -> io::Result<()>;
-    /// Makes the pack durable and gives its name.
-    fn finish(self: Box<Self>) -> io::Result<String>;
+    /// Makes the pack durable and gives its name. `whole` is the sha256 of all that was written, where it is known: a store
+    /// that can tell that nothing of it has changed since need not read it again to publish it.
+    fn finish(self: Box<Self>, whole: Option<&Sha256>) -> io::Result<String>;
 }
 
 /// Where a NAR lies in quarantine.
@@ -64,7 +66,8 @@ pub trait Blobs: Send + Sync + 'static {
     fn packs(&self) -> io::Result<Vec<String>>;
 
     /// Publishes quarantined bytes as `name`, if they still have this sha256: they are hashed again on the way, so that
-    /// what is published is what was checked. Nothing stays visible of a failed attempt. Publishing the same again is
+    /// what is published is what was checked; but for a pack that was hashed while it was written and that is known not to
+    /// have changed since. Nothing stays visible of a failed attempt. Publishing the same again is
     /// no error. Durable only after [`Blobs::sync`].
     fn publish_pack(&self, cache: &str, name: &str, from: &PackRange, hash: &Sha256) -> io::Result<()>;
     /// Publishes a file, whole or not at all, in place of an earlier one. Durable only after [`Blobs::sync`].

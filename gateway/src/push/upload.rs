@@ -28,6 +28,11 @@ const MAX_LISTINGS: usize = 16 << 20;
 /// Texts of derivations that an upload keeps until they are taken out; those beyond count as not sent. Bytes.
 const MAX_TEXTS: usize = 64 << 20;
 
+/// NARs from this size on lie in packs of their own, from which they are published without being copied. Bytes.
+const ALONE: u64 = 1 << 20;
+/// Such packs of one upload, each an open file until its end; further NARs go into the common one.
+const MAX_ALONE: usize = 8;
+
 /// Bytes that compressed data may have beyond the NAR's own: a zstd frame that compresses nothing adds a few to each block.
 const OVERHEAD: u64 = 64 << 10;
 
@@ -50,13 +55,16 @@ pub struct Upload {
     blobs: Arc<dyn Blobs>,
     memory: Memory,
     counted: Counted,
+    /// For small NARs.
     pack: Option<Box<dyn PackWriter>>,
+    /// Whole NARs, each by itself.
+    alone: Vec<Box<dyn PackWriter>>,
     /// Header or length bytes that came so far.
     partial: Vec<u8>,
     record: Option<Record>,
     /// Bytes of the current chunk still to come.
     chunk: usize,
-    done: Vec<(PackRange, Compression, super::intake::Examined)>,
+    done: Vec<Done>,
     /// The hashes of `done`.
     taken: HashSet<Sha256>,
     /// Bytes of the listings in `done`.
@@ -69,10 +77,23 @@ pub struct Upload {
     pub results: Vec<NarResult>,
 }
 
+/// A NAR that came whole.
+struct Done {
+    /// Which of the packs that hold one; else the common one.
+    alone: Option<usize>,
+    start: u64,
+    length: u64,
+    compression: Compression,
+    examined: super::intake::Examined,
+}
+
 /// A record under way.
 struct Record {
     nar_hash: Sha256,
-    start: u64,
+    /// A pack of its own.
+    pack: Option<Box<dyn PackWriter>>,
+    /// Where it begins in the common pack, if it lies there.
+    start: Option<u64>,
     /// Bytes that were taken from the budget.
     counted: u64,
     /// Bytes that may still come.
@@ -83,6 +104,50 @@ struct Record {
     /// `None` once the record is refused: the rest of it is read and dropped.
     examiner: Option<Box<Examiner>>,
     refused: Option<ErrorBody>,
+}
+
+/// Why a record isn't taken.
+enum Problem {
+    Refused(ErrorBody),
+    Io(io::Error),
+}
+
+impl From<io::Error> for Problem {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// The pack that all records share that have none of their own.
+type Common = Option<Box<dyn PackWriter>>;
+
+impl Record {
+    /// Takes bytes as they came: examines and stores them.
+    fn take(&mut self, bytes: &[u8], common: &mut Common, counted: &mut Counted) -> Result<(), Problem> {
+        if !counted.take(bytes.len() as u64) {
+            return Err(Problem::Refused(counted.budget().refusal(bytes.len() as u64)));
+        }
+        self.counted += bytes.len() as u64;
+        if let Some(examiner) = &mut self.examiner {
+            examiner.feed(bytes).map_err(|e| Problem::Refused(body(&e, &self.nar_hash)))?;
+        }
+        // one of them there is, since the record began
+        match self.pack.as_mut().or(common.as_mut()) {
+            Some(pack) => Ok(pack.write(bytes)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets what was stored of it.
+    fn take_back(&mut self, common: &mut Common, counted: &mut Counted) -> io::Result<()> {
+        counted.give_back(std::mem::take(&mut self.counted));
+        // dropped, one of its own leaves nothing
+        self.pack = None;
+        match (self.start, common) {
+            (Some(start), Some(common)) if common.position() > start => common.rollback(start),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What came of an upload that ended.
@@ -102,6 +167,7 @@ impl Upload {
             memory: app.memory.clone(),
             counted: Counted::new(budget),
             pack: None,
+            alone: Vec::new(),
             partial: Vec::new(),
             record: None,
             chunk: 0,
@@ -187,60 +253,65 @@ impl Upload {
         } else {
             Held::default()
         };
-        if self.pack.is_none() {
-            self.pack = Some(self.blobs.begin_pack()?);
+        let (mut pack, mut start) = (None, None);
+        if refused.is_none() && plan.limit >= ALONE && self.alone.len() < MAX_ALONE {
+            pack = Some(self.blobs.begin_pack()?);
+        } else {
+            if self.pack.is_none() {
+                self.pack = Some(self.blobs.begin_pack()?);
+            }
+            start = self.pack.as_ref().map(|p| p.position());
         }
-        let start = self.pack.as_ref().map_or(0, |p| p.position());
         let examiner = match refused {
             Some(_) => None,
             None => Some(Box::new(Examiner::new(compression, plan))),
         };
         self.record =
-            Some(Record { nar_hash, start, counted: 0, left, held, compression, examiner, refused });
+            Some(Record { nar_hash, pack, start, counted: 0, left, held, compression, examiner, refused });
         Ok(())
     }
 
     fn contents(&mut self, bytes: &[u8]) -> Result<(), UploadError> {
-        let (Some(record), Some(pack)) = (&mut self.record, &mut self.pack) else { return Ok(()) };
+        let Some(record) = &mut self.record else { return Ok(()) };
         let fits = record.left.checked_sub(bytes.len() as u64);
-        let Some(examiner) = &mut record.examiner else {
+        if record.examiner.is_none() {
             record.left = fits.ok_or_else(|| {
                 let nar = record.nar_hash;
                 UploadError::Framing(format!("the record of the NAR `{nar}`, which is refused, doesn't end"))
             })?;
             return Ok(());
-        };
+        }
         record.left = fits.unwrap_or(0);
-        let problem = if fits.is_none() {
-            Some(ErrorBody {
+        let taken = match fits {
+            Some(_) => record.take(bytes, &mut self.pack, &mut self.counted),
+            None => Err(Problem::Refused(ErrorBody {
                 code: "nar-too-large".to_owned(),
                 message: format!("the NAR `{}` comes in more bytes than it can have", record.nar_hash),
                 path: None,
-            })
-        } else if self.counted.take(bytes.len() as u64) {
-            record.counted += bytes.len() as u64;
-            examiner.feed(bytes).err().map(|e| body(&e, &record.nar_hash))
-        } else {
-            Some(self.counted.budget().refusal(bytes.len() as u64))
+            })),
         };
-        match problem {
-            None => pack.write(bytes)?,
-            Some(problem) => {
-                // what is left of it is read over, so that the records behind it come in
-                record.left = record.left.max(self.session.limits().nar_size);
-                record.examiner = None;
-                record.refused = Some(problem);
-                pack.rollback(record.start)?;
-                self.counted.give_back(std::mem::take(&mut record.counted));
-            }
-        }
+        self.refuse(taken)
+    }
+
+    /// Gives up the record under way where there is a problem with it. What is left of it is read over, so that the records
+    /// behind it come in.
+    fn refuse(&mut self, taken: Result<(), Problem>) -> Result<(), UploadError> {
+        let (Some(record), Err(problem)) = (&mut self.record, taken) else { return Ok(()) };
+        let refused = match problem {
+            Problem::Io(e) => return Err(e.into()),
+            Problem::Refused(refused) => refused,
+        };
+        record.left = record.left.max(self.session.limits().nar_size);
+        record.examiner = None;
+        record.refused = Some(refused);
+        record.take_back(&mut self.pack, &mut self.counted)?;
         Ok(())
     }
 
     fn end(&mut self, aborted: Option<&str>) -> Result<(), UploadError> {
-        let (Some(record), Some(pack)) = (self.record.take(), &mut self.pack) else { return Ok(()) };
-        let mut held = record.held;
-        let outcome = match (record.refused, record.examiner, aborted) {
+        let Some(mut record) = self.record.take() else { return Ok(()) };
+        let mut held = std::mem::take(&mut record.held);
+        let outcome = match (record.refused.take(), record.examiner.take(), aborted) {
             (Some(refused), _, _) => Err(refused),
             (None, _, Some(why)) => Err(ErrorBody {
                 code: "nar-aborted".to_owned(),
@@ -267,8 +338,7 @@ impl Upload {
                 } else {
                     examined.listing = None;
                     if !examined.hold(&self.memory) {
-                        pack.rollback(record.start)?;
-                        self.counted.give_back(record.counted);
+                        record.take_back(&mut self.pack, &mut self.counted)?;
                         return Err(UploadError::NoMemory);
                     }
                 }
@@ -280,17 +350,21 @@ impl Upload {
                     self.texts.push((record.nar_hash, text));
                 }
                 self.taken.insert(record.nar_hash);
-                let range = PackRange {
-                    pack: String::new(),
-                    start: record.start,
-                    length: pack.position() - record.start,
-                };
-                self.done.push((range, record.compression, examined));
+                let alone = record.pack.take().map(|pack| {
+                    self.alone.push(pack);
+                    self.alone.len() - 1
+                });
+                self.done.push(Done {
+                    alone,
+                    start: record.start.unwrap_or(0),
+                    length: examined.file_size,
+                    compression: record.compression,
+                    examined,
+                });
                 None
             }
             Err(error) => {
-                pack.rollback(record.start)?;
-                self.counted.give_back(record.counted);
+                record.take_back(&mut self.pack, &mut self.counted)?;
                 Some(error)
             }
         };
@@ -318,23 +392,34 @@ impl Upload {
     /// client repeats; one after it leaves a pack without rows, which is swept.
     pub fn finish(mut self) -> io::Result<Finished> {
         let Self { mut results, mut counted, .. } = self;
-        let Some(mut pack) = self.pack.take() else { return Ok(Finished { nars: vec![], results, counted }) };
-        if let Some(record) = self.record.take() {
-            pack.rollback(record.start)?;
-            counted.give_back(record.counted);
+        if let Some(mut record) = self.record.take() {
+            record.take_back(&mut self.pack, &mut counted)?;
             // what is wrong with it was found before it broke off
             results.extend(record.refused.map(|e| NarResult { nar_hash: record.nar_hash, error: Some(e) }));
         }
         if self.done.is_empty() {
             return Ok(Finished { nars: vec![], results, counted });
         }
-        let name = pack.finish()?;
+        let mut whole: Vec<Option<Sha256>> = vec![None; self.alone.len()];
+        for done in &self.done {
+            if let Some(i) = done.alone {
+                whole[i] = Some(done.examined.file_hash);
+            }
+        }
+        let (mut common, mut alone) = (String::new(), Vec::with_capacity(whole.len()));
+        for (pack, hash) in self.alone.drain(..).zip(&whole) {
+            alone.push(pack.finish(hash.as_ref())?);
+        }
+        if let Some(pack) = self.pack.take().filter(|pack| pack.position() > 0) {
+            common = pack.finish(None)?;
+        }
         let nars = self
             .done
             .drain(..)
-            .map(|(range, compression, examined)| {
-                let range = PackRange { pack: name.clone(), ..range };
-                Arc::new(Quarantined { range, compression, examined })
+            .map(|done| {
+                let pack = done.alone.map_or_else(|| common.clone(), |i| alone[i].clone());
+                let range = PackRange { pack, start: done.start, length: done.length };
+                Arc::new(Quarantined { range, compression: done.compression, examined: done.examined })
             })
             .collect();
         Ok(Finished { nars, results, counted })

@@ -6,11 +6,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use pushgate_formats::Sha256;
+
 pub trait PackWriter: Send {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()>;
     fn position(&self) -> u64;
     fn rollback(&mut self, position: u64) -> io::Result<()>;
-    fn finish(self: Box<Self>) -> io::Result<String>;
+    fn finish(self: Box<Self>, whole: Option<&Sha256>) -> io::Result<String>;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,7 +92,8 @@ impl PackWriter for Pack {
         Ok(())
     }
 
-    fn finish(self: Box<Self>) -> io::Result<String> {
+    fn finish(self: Box<Self>, whole: Option<&Sha256>) -> io::Result<String> {
+        assert!(whole.is_none_or(|hash| *hash == Sha256::of(&self.bytes)));
         let mut packs = self.packs.lock().unwrap_or_else(PoisonError::into_inner);
         let name = packs.len().to_string();
         packs.insert(name.clone(), self.bytes);

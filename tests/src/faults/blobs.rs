@@ -166,9 +166,9 @@ impl PackWriter for FaultyPack {
         write(&faults, "roll a pack back", || {}, || self.inner().rollback(position))
     }
 
-    fn finish(mut self: Box<Self>) -> io::Result<String> {
+    fn finish(mut self: Box<Self>, whole: Option<&Sha256>) -> io::Result<String> {
         let faults = self.faults.clone();
-        let finish = || self.inner.take().expect("taken only here").finish();
+        let finish = || self.inner.take().expect("taken only here").finish(whole);
         write(&faults, "finish a pack", || {}, finish)
     }
 }

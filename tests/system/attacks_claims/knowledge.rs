@@ -1,7 +1,7 @@
 //! What a reference check rests on: nothing may be taken for unmentioned because nobody knew to look for it, and nothing a
 //! submitter claims without its being published may explain anything.
 
-use pushgate_formats::{api::PathState, derivation::Derivation};
+use pushgate_formats::{Sha256, StorePath, api::PathState, derivation::Derivation};
 use pushgate_tests::forge::{Forge, Item, Package};
 
 use super::{published, source};
@@ -97,4 +97,46 @@ async fn a_push_that_cannot_be_judged_holds_up_no_other() {
     let status = forge.status(&announced, "?wait=5").await.unwrap();
     assert_eq!(status.paths[0].state, PathState::Wanted, "{:?}", status.paths);
     assert_eq!(status.paths[0].code.as_deref(), Some("quarantine-damaged"));
+}
+
+/// Large NARs lie in packs of their own, and aren't read again before they are published if nobody wrote to them since they
+/// were examined. Here somebody did, to one of two: that one is asked for again, the other is published.
+#[tokio::test]
+async fn a_large_nar_that_was_changed_in_quarantine_is_not_published() {
+    let forge = Forge::start().await;
+    let alice = forge.submitter("alice").await;
+    let text = |name: &str| {
+        let line = |n: u32| Sha256::of(format!("{name} {n}").as_bytes()).base32();
+        (0..40_000).map(line).collect::<String>()
+    };
+    let package = |name: &str| Package::new(name).contents(&text(name)).build();
+    let (first, second, small) = (package("first"), package("second"), Package::new("small").build());
+    let before = forge.snapshot().await;
+    // held for want of their derivations
+    let draft = (forge.draft(&alice).package(&first).package(&second).package(&small)).without_texts();
+    let announced = forge.announce(&draft).await.unwrap();
+    let pushed = forge.complete(&draft, announced.clone()).await;
+    [&first, &second, &small].iter().for_each(|p| pushed.assert_held(p.path(), "needs-derivation"));
+    let packs: Vec<_> = std::fs::read_dir(forge.dir().join("blobs/quarantine/packs"))
+        .unwrap()
+        .map(|pack| pack.unwrap().path())
+        .filter(|pack| pack.metadata().unwrap().len() > 1 << 20)
+        .collect();
+    assert_eq!(packs.len(), 2, "{packs:?}");
+    let modified = packs[0].metadata().unwrap().modified().unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&packs[0]).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"x", 1 << 20).unwrap();
+    file.set_modified(modified).unwrap();
+
+    let texts = [(&first.drv, &first.text), (&second.drv, &second.text), (&small.drv, &small.text)];
+    forge.send_derivations(&announced.status.push, &announced.token, texts).await.unwrap();
+    let status = forge.status(&announced, "?wait=5").await.unwrap();
+    let state = |path: &StorePath| status.paths.iter().find(|p| p.path == *path).unwrap();
+    let (bad, good): (Vec<_>, Vec<_>) =
+        [&first, &second].into_iter().partition(|p| state(p.path()).state == PathState::Wanted);
+    assert_eq!((bad.len(), good.len()), (1, 1), "{:?}", status.paths);
+    assert_eq!(state(bad[0].path()).code.as_deref(), Some("quarantine-damaged"));
+    forge.assert_published_only(&before, &[good[0].path(), small.path()]).await;
+    // what is sent again is published
+    forge.complete(&draft, forge.announce(&draft).await.unwrap()).await.assert_published(bad[0].path());
 }

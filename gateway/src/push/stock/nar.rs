@@ -106,7 +106,7 @@ impl NarFile {
             return Err(NarFileError::FileHash { found: examined.file_hash, named: self.named.0 });
         }
         let length = self.pack.position();
-        let range = PackRange { pack: self.pack.finish()?, start: 0, length };
+        let range = PackRange { pack: self.pack.finish(Some(&examined.file_hash))?, start: 0, length };
         Ok((Arc::new(Quarantined { range, compression: self.named.1, examined }), self.counted))
     }
 }
