@@ -1,6 +1,5 @@
-//! Measures what policies cost: one decision over a policy of 200 rules; 100,000 held claims judged again after a reload,
-//! with pushes going on meanwhile; the start of a gateway with a million published paths. `scripts/bench --sets decisions`
-//! runs it; prints JSON.
+//! Measures what policies cost a gateway: 100,000 held claims judged again after a reload, with pushes going on meanwhile;
+//! the start with a million published paths. `scripts/bench --sets policy` runs it; prints JSON.
 //!
 //! What is held or published is put into the database by the seam that the gateway itself uses; the pushes that go on are
 //! real ones, over HTTP.
@@ -26,7 +25,7 @@ use pushgate_gateway::{
     push::decide::stored_outcome,
 };
 use pushgate_policies::{
-    Policy, decide,
+    decide,
     facts::{Claim, Evidence, Fact, Identity, Moment, Provenance, Wait},
     record::{Outcome, Recorded},
 };
@@ -78,23 +77,6 @@ fn with_claim<T>(path: &StorePath, then: impl FnOnce(&Claim<'_>, &Evidence, Mome
         sources: Fact::Unknown,
     };
     then(&claim, &Evidence::only(Provenance::Derivation), Moment { now: 1_000_000, announced: 1_000_000 })
-}
-
-/// Microseconds of one decision over a policy of 200 rules, for a claim that only the last rule is for.
-fn one_decision() -> f64 {
-    let policy = Policy::parse(&policy(200, 1), "main.toml", "main").expect("the policy");
-    let paths: Vec<StorePath> = (0..1000).map(|n| path("other", n)).collect();
-    let mut best = f64::MAX;
-    for _ in 0..5 {
-        let started = Instant::now();
-        for path in &paths {
-            let decision =
-                with_claim(path, |claim, evidence, moment| decide(&policy, claim, evidence, moment));
-            std::hint::black_box(decision);
-        }
-        best = best.min(started.elapsed().as_secs_f64() * 1e6 / paths.len() as f64);
-    }
-    best
 }
 
 /// Puts held claims into a gateway's database, each with its decision. Gives the id of the last push.
@@ -291,7 +273,6 @@ async fn main() {
     let number =
         |n: usize, default: usize| std::env::args().nth(n).map_or(default, |a| a.parse().expect("a number"));
     let report = serde_json::json!({
-        "decisionMicroseconds": one_decision(),
         "reload": reload(number(1, 100_000)).await,
         "start": start(number(2, 1_000_000)).await,
     });

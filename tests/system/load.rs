@@ -322,9 +322,15 @@ async fn a_disk_that_runs_full() {
     let upload = async |item: &Item, announced: &serde_json::Value| {
         let body = framed(&item.nar_hash, &item.nar, false);
         let url = format!("{}/api/v1/pushes/{}/nars", remote.url, announced["push"].as_str().unwrap());
-        let answer =
-            http.post(url).bearer_auth(announced["token"].as_str().unwrap()).body(body).send().await.unwrap();
-        (answer.status().as_u16(), answer.json::<serde_json::Value>().await.unwrap())
+        let token = announced["token"].as_str().unwrap();
+        // a refusal in the middle of the body may be lost to the connection's end, as on any network
+        for _ in 0..10 {
+            let answer = http.post(&url).bearer_auth(token).body(body.clone()).send().await;
+            if let Ok(answer) = answer {
+                return (answer.status().as_u16(), answer.json::<serde_json::Value>().await.unwrap());
+            }
+        }
+        panic!("no answer comes through");
     };
     let (large, small) = (Item::source("large", &"x".repeat(48 << 20)), source());
     let (status, large_push) = announce(&large).await;
