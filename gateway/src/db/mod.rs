@@ -407,7 +407,7 @@ pub trait Db: Send + Sync + 'static {
     async fn identities(&self) -> Result<Vec<IdentityRow>>;
     /// Tokens of one identity, or of all.
     async fn tokens(&self, identity: Option<&str>) -> Result<Vec<TokenInfo>>;
-    /// Pushes of an identity with a claim that isn't settled for good: (cache, push).
+    /// Pushes with a claim that isn't settled for good of an identity, or of which it has said something: (cache, push).
     async fn open_pushes_of(&self, identity: &str) -> Result<Vec<(String, String)>>;
 
     /// Whether an invite with this code was ever made, used or not.

@@ -202,3 +202,19 @@ async fn held_claims_are_shown_to_those_who_decide() {
     let denied: Result<HeldClaims, _> = forge.signed_get(&mallory, "/api/v1/caches/main/held", |_| {}).await;
     assert_eq!(denied.unwrap_err().code, "forbidden");
 }
+
+/// Whose word counts may change after he gave it, long after anything else of the claim did.
+#[tokio::test]
+async fn claims_are_judged_again_when_the_word_of_somebody_comes_to_count() {
+    let forge = start(&looked_at()).await;
+    let (alice, admin) = (forge.submitter("alice").await, forge.admin("ada").await);
+    let bob = owned(&forge, "bob", None).await;
+    let lib = package("lib");
+    let mut push = forge.push(&forge.draft(&alice).package(&lib)).await;
+    forge.act(&bob, approve(&lib, None)).await.expect("taken, and worth nothing");
+    // what was done on the gateway's host is looked for every two seconds
+    tokio::time::sleep(std::time::Duration::from_millis(4500)).await;
+    forge.becomes(&mut push, lib.path(), PathState::Held, Some("needs-approval")).await;
+    forge.act(&admin, Deed::Owner { name: "bob".into(), owner: Some("bob".into()) }).await.expect("an owner");
+    forge.becomes(&mut push, lib.path(), PathState::Published, None).await;
+}
