@@ -157,3 +157,25 @@ async fn an_upstream_that_cannot_be_asked_says_nothing() {
     pushgate_gateway::push::recover::judge_due(&forge.app).await.unwrap();
     forge.becomes(&mut push, lib.path(), PathState::Published, None).await;
 }
+
+/// What a claim is to be looked at again for stands through an edit that has another rule ask the same.
+#[tokio::test]
+async fn an_upstream_is_asked_again_after_an_edit_too() {
+    let key = Submitter::new("upstream-1").key;
+    let lib = package("lib");
+    let has = Upstream::serving(lib.path(), lib.out(), &key).await;
+    has.status.store(500, Ordering::Relaxed);
+    let forge = start(&has.policy(&key)).await;
+    let alice = forge.submitter("alice").await;
+    let mut push = forge.push(&forge.draft(&alice).package(&lib)).await;
+    push.assert_held(lib.path(), "needs-upstream");
+    // the enrolments are looked at, which has the push judged
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    forge.app.sessions.forget(&push.announced.status.push);
+    assert!(edit(&forge, &has.policy(&key).replace("for lib", "for the lib")).await);
+    forge.app.caches.all()[0].judged_again().await;
+    has.status.store(200, Ordering::Relaxed);
+    forge.clock.advance(62);
+    pushgate_gateway::push::recover::judge_due(&forge.app).await.unwrap();
+    forge.becomes(&mut push, lib.path(), PathState::Published, None).await;
+}

@@ -214,8 +214,10 @@ impl Sqlite {
         }));
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
         sqlx::query(
+            // whatever else the claim was to be looked at for still stands, such as an upstream to be asked again
             "UPDATE claims SET state = j.value ->> 1, code = j.value ->> 2, message = j.value ->> 3, \
-             waits = j.value ->> 4, again = j.value ->> 5, decided = ?1 FROM json_each(?2) AS j \
+             waits = j.value ->> 4, decided = ?1, \
+             again = min(ifnull(again, j.value ->> 5), ifnull(j.value ->> 5, again)) FROM json_each(?2) AS j \
              WHERE claims.id = j.value ->> 0 AND claims.state = 'held'",
         )
         .bind(sql(judged.now))
