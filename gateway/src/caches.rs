@@ -90,6 +90,12 @@ impl Cache {
         let _ = self.judge.send(push.to_owned());
     }
 
+    /// Whether a push waits to be judged.
+    pub fn is_queued(&self, push: &str) -> bool {
+        let queued = self.queued.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        queued.contains_key(push)
+    }
+
     /// Takes a push off the queue: what is reported from now on is judged again. True where it was reported, and doesn't
     /// only go on.
     pub fn taken(&self, push: &str) -> bool {

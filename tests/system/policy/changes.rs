@@ -142,3 +142,24 @@ async fn a_hold_ends_when_its_rule_says() {
     refused(forge.act(&bob, approve(&lib, None)).await, 404, "claim-unknown");
     forge.assert_unchanged(&before).await;
 }
+
+/// Groups that were given on the gateway's host before the policy that asks for them: nothing is refused by the old ones.
+#[tokio::test]
+async fn a_changed_policy_looks_at_who_the_submitter_is_now() {
+    let forge = start(&looked_at()).await;
+    let alice = forge.submitter("alice").await;
+    let lib = package("lib");
+    let mut push = forge.push(&forge.draft(&alice).package(&lib)).await;
+    push.assert_held(lib.path(), "needs-approval");
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    forge.app.sessions.forget(&push.announced.status.push);
+    // as another process does it
+    let change =
+        pushgate_gateway::db::Change::Groups { name: "alice".into(), groups: vec!["trusted".into()] };
+    let event = pushgate_gateway::db::NewEvent::new(forge.clock.now(), "gateway host", "groups");
+    forge.app.db.act(&event, None, &change).await.unwrap();
+    let trusted = "[[rule]]\nname = \"trusted\"\nmatch = { group = \"trusted\" }\nrequire = \"derivation\"\n";
+    let head = HEAD.replace("[groups]\n", "[groups]\ntrusted = \"enrolled\"\n");
+    assert!(edit(&forge, &format!("{head}{trusted}")).await);
+    forge.becomes(&mut push, lib.path(), PathState::Published, None).await;
+}

@@ -1,6 +1,6 @@
 //! Evidence, decisions and policies in SQLite: rows that are only ever added.
 
-use pushgate_policies::record::Outcome;
+use pushgate_policies::record::{Outcome, RecordedIdentity};
 use serde_json::json;
 use sqlx::SqliteConnection;
 
@@ -184,13 +184,19 @@ impl Sqlite {
         most: u32,
     ) -> Result<Vec<HeldDecision>> {
         let rows = sqlx::query(
-            "SELECT c.id, c.push, c.code, c.message, d.facts, d.policy, d.digest, d.decision, d.rule, d.code \
+            "SELECT c.id, c.push, c.code, c.message, d.facts, d.policy, d.digest, d.decision, d.rule, d.code, \
+             i.name, i.owner, i.groups FROM (\
+             SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM (\
+             SELECT c.id, length(d.facts) AS size \
              FROM claims c INDEXED BY claims_held JOIN decisions d ON d.id = c.decision \
-             WHERE c.cache = ? AND c.id > ? AND c.state = 'held' ORDER BY c.id LIMIT ?",
+             WHERE c.cache = ? AND c.id > ? AND c.state = 'held' ORDER BY c.id LIMIT ?)) AS page \
+             CROSS JOIN claims c ON c.id = page.id JOIN decisions d ON d.id = c.decision \
+             JOIN identities i ON i.id = c.identity WHERE page.before < ? ORDER BY c.id",
         )
         .bind(cache)
         .bind(after)
         .bind(most)
+        .bind(DECISION_BYTES)
         .fetch_all(&self.read)
         .await?;
         rows.iter()
@@ -201,6 +207,11 @@ impl Sqlite {
                     code: row.try_get(2)?,
                     message: row.try_get(3)?,
                     facts: facts(row.try_get(4)?)?,
+                    submitter: RecordedIdentity {
+                        name: row.try_get(10)?,
+                        owner: row.try_get(11)?,
+                        groups: list(&row.try_get::<String, _>(12)?)?,
+                    },
                     decided: decided(row, 5)?.ok_or_else(|| corrupt("a decision", ""))?,
                 })
             })
