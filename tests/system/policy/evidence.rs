@@ -179,3 +179,22 @@ async fn an_upstream_is_asked_again_after_an_edit_too() {
     pushgate_gateway::push::recover::judge_due(&forge.app).await.unwrap();
     forge.becomes(&mut push, lib.path(), PathState::Published, None).await;
 }
+
+/// Whoever claims what another has sent learns nothing of it by asking why.
+#[tokio::test]
+async fn why_tells_nobody_what_others_have_sent() {
+    let forge = start(&two_submitters()).await;
+    let (alice, mallory, admin) =
+        (forge.submitter("alice").await, forge.submitter("mallory").await, forge.admin("ada").await);
+    let lib = package("lib");
+    forge.push(&forge.draft(&alice).package(&lib)).await.assert_held(lib.path(), "needs-submitters");
+    forge.announce(&forge.draft(&mallory).package(&lib)).await.expect("an announcement");
+    let target = format!("/api/v1/caches/main/paths/{}/why", lib.path().base_name());
+    let told = async |by: &Submitter| -> Vec<String> {
+        let why: pushgate_policies::review::Why = forge.signed_get(by, &target, |_| {}).await.expect("why");
+        why.claims.iter().flat_map(|one| &one.claim.evidence).map(|e| e.by.clone()).collect()
+    };
+    assert_eq!(told(&mallory).await, [] as [&str; 0]);
+    assert_eq!(told(&alice).await, ["alice"]);
+    assert_eq!(told(&admin).await, ["alice", "alice"]);
+}
