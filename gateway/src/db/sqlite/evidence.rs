@@ -325,8 +325,12 @@ impl Sqlite {
         cache: &str,
         paths: &[StorePath],
     ) -> Result<Vec<ClaimShown>> {
+        // each submitter has his turn, and what is open goes first: nobody's claims hide another's
         let query = shown(
-            "WHERE c.cache = ? AND c.path IN (SELECT value FROM json_each(?)) ORDER BY c.id DESC LIMIT 1000",
+            "WHERE c.id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY path, identity \
+             ORDER BY state IN ('wanted', 'checking', 'held') DESC, id DESC) AS turn FROM claims \
+             WHERE cache = ? AND path IN (SELECT value FROM json_each(?))) ORDER BY turn, id DESC LIMIT 1000) \
+             ORDER BY c.id DESC",
         );
         let rows = sqlx::query(sqlx::AssertSqlSafe(query))
             .bind(cache)
