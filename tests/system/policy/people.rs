@@ -219,6 +219,26 @@ async fn claims_are_judged_again_when_the_word_of_somebody_comes_to_count() {
     forge.becomes(&mut push, lib.path(), PathState::Published, None).await;
 }
 
+/// Each word is kept for good, and every decision rests on all of them: one person can't pile them up.
+#[tokio::test]
+async fn nobody_says_the_same_without_end() {
+    let forge = start(&looked_at()).await;
+    let alice = forge.submitter("alice").await;
+    let admin = forge.admin("ada").await;
+    let bob = owned(&forge, "bob", None).await;
+    let lib = package("lib");
+    let mut push = forge.push(&forge.draft(&alice).package(&lib)).await;
+    for _ in 0..16 {
+        forge.act(&bob, approve(&lib, None)).await.expect("taken, and worth nothing");
+    }
+    refused(forge.act(&bob, approve(&lib, None)).await, 409, "too-many-words");
+    assert_eq!(held(&forge, &admin).await.claims[0].evidence.len(), 16);
+    stays(&forge, &mut push, lib.path(), PathState::Held, Some("needs-approval")).await;
+    // others have a word of their own
+    forge.act(&forge.submitter("carol").await, approve(&lib, None)).await.expect("an approval");
+    forge.becomes(&mut push, lib.path(), PathState::Published, None).await;
+}
+
 /// Hundreds of claims of a path that were refused at once, or are never sent, don't hide the one that is to be decided.
 #[tokio::test]
 async fn claims_of_one_submitter_do_not_hide_those_of_another() {

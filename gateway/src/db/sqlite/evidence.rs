@@ -94,6 +94,20 @@ pub(super) async fn add_decisions(tx: &mut SqliteConnection, judged: &Judged) ->
     Ok(())
 }
 
+/// How often an identity has said this of these contents.
+pub(super) async fn said(tx: &mut SqliteConnection, row: &NewEvidence) -> Result<i64> {
+    Ok(sqlx::query_scalar(
+        "SELECT count(*) FROM evidence WHERE cache = ? AND path = ? AND nar_hash = ? AND kind = ? AND identity = ?",
+    )
+    .bind(&row.cache)
+    .bind(row.path.base_name())
+    .bind(row.nar_hash.base32())
+    .bind(row.kind.as_str())
+    .bind(row.identity)
+    .fetch_one(tx)
+    .await?)
+}
+
 /// Adds a row; false where it is there already.
 pub(super) async fn add(tx: &mut SqliteConnection, row: &NewEvidence, now: u64) -> Result<bool> {
     let done = sqlx::query(
