@@ -394,7 +394,8 @@ impl App {
         self.news.subscribe()
     }
 
-    /// Has all pushes of an identity judged again that aren't settled for good: something about it has changed. What fails
+    /// Has all pushes judged again that aren't settled for good and are an identity's, or it has said something of what they
+    /// claim: something about it has changed. What fails
     /// is logged; all open pushes are looked at again from time to time anyway.
     pub async fn report_pushes_of(&self, identity: &str) {
         let open = match self.db.open_pushes_of(identity).await {

@@ -90,6 +90,12 @@ impl Cache {
         let _ = self.judge.send(push.to_owned());
     }
 
+    /// Whether a push waits to be judged.
+    pub fn is_queued(&self, push: &str) -> bool {
+        let queued = self.queued.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        queued.contains_key(push)
+    }
+
     /// Takes a push off the queue: what is reported from now on is judged again. True where it was reported, and doesn't
     /// only go on.
     pub fn taken(&self, push: &str) -> bool {
@@ -244,7 +250,14 @@ fn read_policy(places: &Places, cache: &str) -> Result<(Policy, String), CacheEr
     // one byte more than is read of it shows that it is too large
     let mut text = String::new();
     let most = MAX_POLICY as u64 + 1;
-    fs::File::open(&path).map_err(file)?.take(most).read_to_string(&mut text).map_err(file)?;
+    // a pipe is not waited for
+    let nonblock = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let opened = fs::OpenOptions::new().read(true).custom_flags(nonblock).open(&path).map_err(file)?;
+    if !opened.metadata().map_err(file)?.is_file() {
+        let why = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+        return Err(CacheError::File { path, source: why });
+    }
+    opened.take(most).read_to_string(&mut text).map_err(file)?;
     Ok((Policy::parse(&text, &path.display().to_string(), cache)?, text))
 }
 
@@ -331,6 +344,10 @@ impl Caches {
         let mut changed = false;
         for (cache, read) in all.iter().zip(read) {
             match read {
+                // the path alone doesn't say what is wrong with it
+                Err(CacheError::File { path, source }) => {
+                    cache.refuse_policy(format!("{}: {source}", path.display()));
+                }
                 Err(e) => cache.refuse_policy(e.to_string()),
                 Ok((policy, _)) if policy == *cache.policy() => cache.accept_policy(),
                 Ok(_) if !good => cache.refuse_policy(elsewhere.clone()),

@@ -5,6 +5,7 @@ mod changes;
 mod conflicts;
 mod evidence;
 mod people;
+mod races;
 mod rules;
 
 use pushgate_formats::{

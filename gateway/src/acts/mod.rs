@@ -66,6 +66,8 @@ pub enum ActsError {
     CodeUsed,
     #[error("`{0}` has 100 good tokens already; revoke some first")]
     TooManyTokens(String),
+    #[error("`{0}` has said this of these contents 16 times already, and what was said is kept")]
+    TooManyWords(String),
     #[error(transparent)]
     Form(#[from] ActError),
 }
@@ -90,6 +92,7 @@ impl ActsError {
             Self::LastAdmin => "last-admin",
             Self::CodeUsed => "code-used",
             Self::TooManyTokens(_) => "too-many-tokens",
+            Self::TooManyWords(_) => "too-many-words",
             Self::Form(e) => e.code(),
         }
     }
@@ -98,9 +101,11 @@ impl ActsError {
         match self {
             Self::Envelope(_) | Self::Unsigned | Self::Form(_) => StatusCode::BAD_REQUEST,
             Self::Absent { .. } => StatusCode::NOT_FOUND,
-            Self::NonceUsed { .. } | Self::LastAdmin | Self::CodeUsed | Self::TooManyTokens(_) => {
-                StatusCode::CONFLICT
-            }
+            Self::NonceUsed { .. }
+            | Self::LastAdmin
+            | Self::CodeUsed
+            | Self::TooManyTokens(_)
+            | Self::TooManyWords(_) => StatusCode::CONFLICT,
             _ => StatusCode::FORBIDDEN,
         }
     }
@@ -228,6 +233,7 @@ pub async fn record(
         Acted::Absent => absent(&act.what),
         Acted::LastAdmin => ActsError::LastAdmin,
         Acted::CodeUsed => ActsError::CodeUsed,
+        Acted::TooManyWords => ActsError::TooManyWords(key.identity_name.clone()),
         Acted::TooManyTokens => ActsError::TooManyTokens(event.subject.clone().unwrap_or_default()),
     };
     Err(refused.into())

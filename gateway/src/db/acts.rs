@@ -142,6 +142,8 @@ pub enum Acted {
     CodeUsed,
     /// The identity has 100 good tokens.
     TooManyTokens,
+    /// The identity has said the same of the same contents 16 times.
+    TooManyWords,
 }
 
 /// An identity with its keys.

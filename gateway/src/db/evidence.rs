@@ -1,7 +1,7 @@
 //! Rows of evidence and of the decisions made upon it. Knows nothing of what follows from them.
 
 use pushgate_formats::{Sha256, StorePath, keys::PublicKey};
-use pushgate_policies::record::Outcome;
+use pushgate_policies::record::{Outcome, RecordedIdentity};
 
 use super::{ClaimRow, DbError, Result, Role};
 
@@ -31,6 +31,8 @@ pub struct HeldDecision {
     /// The claim's own code: another than the decision's where something beside the policy holds it.
     pub code: Option<String>,
     pub message: Option<String>,
+    /// As he is now.
+    pub submitter: RecordedIdentity,
     pub decided: Decided,
     /// JSON of [`pushgate_policies::record::Recorded`].
     pub facts: String,

@@ -298,6 +298,9 @@ pub struct Judged {
     pub cache: String,
     pub now: u64,
     pub publications: Vec<NewPublication>,
+    /// The newest event when the judgement began to look things up: what people have said since against what is published
+    /// here isn't in it.
+    pub seen: u64,
     pub claims: Vec<ClaimUpdate>,
     /// Claims that differ from another claim or what is published: path, NAR hash, claim.
     pub conflicts: Vec<(StorePath, Sha256, i64)>,
@@ -309,6 +312,9 @@ pub enum Committed {
     Done,
     /// Another publication took one of the paths meanwhile; nothing was written.
     Raced,
+    /// Somebody refused or settled one of the paths since the judgement began, or an identity counts for less; nothing was
+    /// written.
+    Outdated,
 }
 
 #[derive(Debug, Clone)]
@@ -401,7 +407,7 @@ pub trait Db: Send + Sync + 'static {
     async fn identities(&self) -> Result<Vec<IdentityRow>>;
     /// Tokens of one identity, or of all.
     async fn tokens(&self, identity: Option<&str>) -> Result<Vec<TokenInfo>>;
-    /// Pushes of an identity with a claim that isn't settled for good: (cache, push).
+    /// Pushes with a claim that isn't settled for good of an identity, or of which it has said something: (cache, push).
     async fn open_pushes_of(&self, identity: &str) -> Result<Vec<(String, String)>>;
 
     /// Whether an invite with this code was ever made, used or not.
@@ -520,6 +526,8 @@ pub trait Db: Send + Sync + 'static {
         hash_parts: &[&str],
     ) -> Result<HashMap<String, (StorePath, Sha256)>>;
     async fn commit(&self, judged: &Judged) -> Result<Committed>;
+    /// Whether somebody refused or settled one of these paths since an event, or an identity may count for less.
+    async fn outdated(&self, cache: &str, seen: u64, paths: &[StorePath]) -> Result<bool>;
 
     /// Adds evidence; gives those that are new.
     async fn add_evidence(&self, rows: &[NewEvidence], now: u64) -> Result<Vec<StorePath>>;

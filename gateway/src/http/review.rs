@@ -21,7 +21,7 @@ use serde::Deserialize;
 use crate::{
     app::App,
     caches::Cache,
-    db::{ClaimShown, Decided, EnrolledKey, EvidenceRow},
+    db::{ClaimShown, Decided, EnrolledKey, EvidenceKind, EvidenceRow},
     error::ApiError,
 };
 
@@ -126,7 +126,14 @@ pub async fn why(
     let (policy, now) = (cache.policy(), app.clock.now());
     let needs = policy.needs();
     let mut claims = Vec::new();
-    for claim in with_evidence(&app, &cache, rows).await? {
+    for mut claim in with_evidence(&app, &cache, rows).await? {
+        if !reviews {
+            // nobody learns what others have sent, nor by a mere claim what people think of theirs
+            let decided = claim.decided.is_some();
+            claim.evidence.retain(|e| {
+                e.by == key.identity_name || (decided && e.kind != EvidenceKind::Submitter.as_str())
+            });
+        }
         let last = app.db.last_decision(claim.claim).await?;
         let facts = last.and_then(|row| serde_json::from_str::<Recorded>(&row.facts).ok());
         let explanation = facts.map(|facts| {

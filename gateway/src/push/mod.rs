@@ -334,6 +334,7 @@ async fn record_first_states(app: &App, session: &Session, conflicts: Vec<usize>
         cache: session.cache.name.clone(),
         now: app.clock.now(),
         publications: vec![],
+        seen: 0,
         claims,
         conflicts,
     };

@@ -141,6 +141,7 @@ seam! {
     read fn published_hashes(&self, cache: &str, hash_parts: &[&str]) -> HashMap<String, (StorePath, Sha256)>;
     write fn commit(&self, judged: &Judged) -> Committed;
     read fn unseen(&self, cache: &str) -> Vec<PublishedRow>;
+    read fn outdated(&self, cache: &str, seen: u64, paths: &[StorePath]) -> bool;
     write fn add_evidence(&self, rows: &[NewEvidence], now: u64) -> Vec<StorePath>;
     read fn evidence(&self, cache: &str, paths: &[StorePath]) -> Vec<EvidenceRow>;
     write fn add_policy(&self, cache: &str, digest: &Sha256, text: &str, now: u64) -> ();

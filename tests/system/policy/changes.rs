@@ -142,3 +142,54 @@ async fn a_hold_ends_when_its_rule_says() {
     refused(forge.act(&bob, approve(&lib, None)).await, 404, "claim-unknown");
     forge.assert_unchanged(&before).await;
 }
+
+/// Groups that were given on the gateway's host before the policy that asks for them: nothing is refused by the old ones.
+#[tokio::test]
+async fn a_changed_policy_looks_at_who_the_submitter_is_now() {
+    let forge = start(&looked_at()).await;
+    let alice = forge.submitter("alice").await;
+    let lib = package("lib");
+    let mut push = forge.push(&forge.draft(&alice).package(&lib)).await;
+    push.assert_held(lib.path(), "needs-approval");
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    forge.app.sessions.forget(&push.announced.status.push);
+    // as another process does it
+    let change =
+        pushgate_gateway::db::Change::Groups { name: "alice".into(), groups: vec!["trusted".into()] };
+    let event = pushgate_gateway::db::NewEvent::new(forge.clock.now(), "gateway host", "groups");
+    forge.app.db.act(&event, None, &change).await.unwrap();
+    let trusted = "[[rule]]\nname = \"trusted\"\nmatch = { group = \"trusted\" }\nrequire = \"derivation\"\n";
+    let head = HEAD.replace("[groups]\n", "[groups]\ntrusted = \"enrolled\"\n");
+    assert!(edit(&forge, &format!("{head}{trusted}")).await);
+    forge.becomes(&mut push, lib.path(), PathState::Published, None).await;
+}
+
+/// What isn't a file is refused like what can't be read, and neither waited for nor read without end.
+#[tokio::test]
+async fn a_policy_that_is_no_file_is_refused() {
+    let forge = start(&looked_at()).await;
+    let file = forge.dir().join("policies/main.toml");
+    let before = forge.app.caches.all()[0].policy().digest;
+    std::fs::remove_file(&file).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+    let reload = forge.app.caches.reload_policies(forge.app.db.as_ref());
+    let reloaded = tokio::time::timeout(std::time::Duration::from_secs(5), reload).await;
+    if reloaded.is_err() {
+        // lets go of the one who waits, or the test would never end
+        let _ = std::fs::OpenOptions::new().write(true).open(&file);
+    }
+    assert!(!reloaded.expect("a reload that ends").unwrap());
+    let problem = forge.app.caches.all()[0].policy_problem().unwrap();
+    assert!(problem.ends_with("main.toml: not a regular file"), "{problem}");
+    std::fs::remove_file(&file).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &file).unwrap();
+    assert!(!forge.app.caches.reload_policies(forge.app.db.as_ref()).await.unwrap());
+    let problem = forge.app.caches.all()[0].policy_problem().unwrap();
+    assert!(problem.ends_with("main.toml: not a regular file"), "{problem}");
+    assert_eq!(forge.app.caches.all()[0].policy().digest, before);
+    // a link to a file is one
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(forge.dir().join("elsewhere.toml"), denied()).unwrap();
+    std::os::unix::fs::symlink(forge.dir().join("elsewhere.toml"), &file).unwrap();
+    assert!(forge.app.caches.reload_policies(forge.app.db.as_ref()).await.unwrap());
+}

@@ -157,3 +157,44 @@ async fn an_upstream_that_cannot_be_asked_says_nothing() {
     pushgate_gateway::push::recover::judge_due(&forge.app).await.unwrap();
     forge.becomes(&mut push, lib.path(), PathState::Published, None).await;
 }
+
+/// What a claim is to be looked at again for stands through an edit that has another rule ask the same.
+#[tokio::test]
+async fn an_upstream_is_asked_again_after_an_edit_too() {
+    let key = Submitter::new("upstream-1").key;
+    let lib = package("lib");
+    let has = Upstream::serving(lib.path(), lib.out(), &key).await;
+    has.status.store(500, Ordering::Relaxed);
+    let forge = start(&has.policy(&key)).await;
+    let alice = forge.submitter("alice").await;
+    let mut push = forge.push(&forge.draft(&alice).package(&lib)).await;
+    push.assert_held(lib.path(), "needs-upstream");
+    // the enrolments are looked at, which has the push judged
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    forge.app.sessions.forget(&push.announced.status.push);
+    assert!(edit(&forge, &has.policy(&key).replace("for lib", "for the lib")).await);
+    forge.app.caches.all()[0].judged_again().await;
+    has.status.store(200, Ordering::Relaxed);
+    forge.clock.advance(62);
+    pushgate_gateway::push::recover::judge_due(&forge.app).await.unwrap();
+    forge.becomes(&mut push, lib.path(), PathState::Published, None).await;
+}
+
+/// Whoever claims what another has sent learns nothing of it by asking why.
+#[tokio::test]
+async fn why_tells_nobody_what_others_have_sent() {
+    let forge = start(&two_submitters()).await;
+    let (alice, mallory, admin) =
+        (forge.submitter("alice").await, forge.submitter("mallory").await, forge.admin("ada").await);
+    let lib = package("lib");
+    forge.push(&forge.draft(&alice).package(&lib)).await.assert_held(lib.path(), "needs-submitters");
+    forge.announce(&forge.draft(&mallory).package(&lib)).await.expect("an announcement");
+    let target = format!("/api/v1/caches/main/paths/{}/why", lib.path().base_name());
+    let told = async |by: &Submitter| -> Vec<String> {
+        let why: pushgate_policies::review::Why = forge.signed_get(by, &target, |_| {}).await.expect("why");
+        why.claims.iter().flat_map(|one| &one.claim.evidence).map(|e| e.by.clone()).collect()
+    };
+    assert_eq!(told(&mallory).await, [] as [&str; 0]);
+    assert_eq!(told(&alice).await, ["alice"]);
+    assert_eq!(told(&admin).await, ["alice", "alice"]);
+}

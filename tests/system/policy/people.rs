@@ -202,3 +202,65 @@ async fn held_claims_are_shown_to_those_who_decide() {
     let denied: Result<HeldClaims, _> = forge.signed_get(&mallory, "/api/v1/caches/main/held", |_| {}).await;
     assert_eq!(denied.unwrap_err().code, "forbidden");
 }
+
+/// Whose word counts may change after he gave it, long after anything else of the claim did.
+#[tokio::test]
+async fn claims_are_judged_again_when_the_word_of_somebody_comes_to_count() {
+    let forge = start(&looked_at()).await;
+    let (alice, admin) = (forge.submitter("alice").await, forge.admin("ada").await);
+    let bob = owned(&forge, "bob", None).await;
+    let lib = package("lib");
+    let mut push = forge.push(&forge.draft(&alice).package(&lib)).await;
+    forge.act(&bob, approve(&lib, None)).await.expect("taken, and worth nothing");
+    // what was done on the gateway's host is looked for every two seconds
+    tokio::time::sleep(std::time::Duration::from_millis(4500)).await;
+    forge.becomes(&mut push, lib.path(), PathState::Held, Some("needs-approval")).await;
+    forge.act(&admin, Deed::Owner { name: "bob".into(), owner: Some("bob".into()) }).await.expect("an owner");
+    forge.becomes(&mut push, lib.path(), PathState::Published, None).await;
+}
+
+/// Each word is kept for good, and every decision rests on all of them: one person can't pile them up.
+#[tokio::test]
+async fn nobody_says_the_same_without_end() {
+    let forge = start(&looked_at()).await;
+    let alice = forge.submitter("alice").await;
+    let admin = forge.admin("ada").await;
+    let bob = owned(&forge, "bob", None).await;
+    let lib = package("lib");
+    let mut push = forge.push(&forge.draft(&alice).package(&lib)).await;
+    for _ in 0..16 {
+        forge.act(&bob, approve(&lib, None)).await.expect("taken, and worth nothing");
+    }
+    refused(forge.act(&bob, approve(&lib, None)).await, 409, "too-many-words");
+    assert_eq!(held(&forge, &admin).await.claims[0].evidence.len(), 16);
+    stays(&forge, &mut push, lib.path(), PathState::Held, Some("needs-approval")).await;
+    // others have a word of their own
+    forge.act(&forge.submitter("carol").await, approve(&lib, None)).await.expect("an approval");
+    forge.becomes(&mut push, lib.path(), PathState::Published, None).await;
+}
+
+/// Hundreds of claims of a path that were refused at once, or are never sent, don't hide the one that is to be decided.
+#[tokio::test]
+async fn claims_of_one_submitter_do_not_hide_those_of_another() {
+    let small = looked_at().replace("[groups]", "[limits]\nnar-size = \"4 KiB\"\n[groups]");
+    let forge = start(&small).await;
+    let (dora, mallory, bob) =
+        (forge.submitter("dora").await, forge.submitter("mallory").await, forge.submitter("bob").await);
+    let lib = package("lib");
+    let mut push = forge.push(&forge.draft(&dora).package(&lib)).await;
+    push.assert_held(lib.path(), "needs-approval");
+    let large = lib.out_mentioning(&"large".repeat(2000), &[]);
+    for _ in 0..1000 {
+        let said = forge.announce(&forge.draft(&mallory).item(&large)).await.expect("an announcement");
+        assert_eq!(said.status.paths[0].code.as_deref(), Some("nar-too-large"));
+    }
+    let of_path = format!("/api/v1/caches/main/held?path={}", lib.path().base_name());
+    let shown: HeldClaims = forge.signed_get(&bob, &of_path, |_| {}).await.expect("what is held");
+    let by: Vec<&str> = shown.claims.iter().map(|c| c.submitter.as_str()).collect();
+    assert_eq!(by, ["dora"]);
+    let why = format!("/api/v1/caches/main/paths/{}/why", lib.path().base_name());
+    let why: pushgate_policies::review::Why = forge.signed_get(&dora, &why, |_| {}).await.expect("why");
+    assert_eq!(why.claims.len(), 1);
+    forge.act(&bob, approve(&lib, None)).await.expect("an approval");
+    forge.becomes(&mut push, lib.path(), PathState::Published, None).await;
+}

@@ -8,6 +8,8 @@ use super::{events::key_bytes, *};
 
 /// Most good tokens of one identity.
 const MOST_TOKENS: i64 = 100;
+/// How often one identity may say the same of the same contents: each time is kept, and every decision rests on all of them.
+const MOST_WORDS: i64 = 16;
 
 /// Why a change was not made, or how many rows it changed.
 type Changed = std::result::Result<u64, Acted>;
@@ -83,7 +85,12 @@ async fn find(connection: &mut SqliteConnection, digest: &Sha256) -> Result<Opti
 async fn make(tx: &mut SqliteConnection, change: &Change, now: u64) -> Result<Changed> {
     match change {
         Change::Nothing => Ok(Ok(0)),
-        Change::Evidence(row) => Ok(Ok(super::evidence::add(tx, row, now).await?.into())),
+        Change::Evidence(row) => {
+            if super::evidence::said(tx, row).await? >= MOST_WORDS {
+                return Ok(Err(Acted::TooManyWords));
+            }
+            Ok(Ok(super::evidence::add(tx, row, now).await?.into()))
+        }
         Change::Invite(invite) => add_invite(tx, invite).await,
         Change::Groups { name, groups } => {
             set(tx, name, "groups", Some(&Value::from(groups.clone()).to_string())).await

@@ -131,7 +131,10 @@ impl Sqlite {
     pub(super) async fn list_open_pushes_of(&self, identity: &str) -> Result<Vec<(String, String)>> {
         let rows = sqlx::query(
             "SELECT DISTINCT c.cache, c.push FROM claims c JOIN identities i ON i.id = c.identity \
-             WHERE i.name = ? AND c.state IN ('wanted', 'checking', 'held')",
+             WHERE i.name = ?1 AND c.state IN ('wanted', 'checking', 'held') \
+             UNION SELECT c.cache, c.push FROM claims c INDEXED BY claims_held \
+             CROSS JOIN evidence e ON e.cache = c.cache AND e.path = c.path \
+             JOIN identities i ON i.id = e.identity WHERE i.name = ?1 AND c.state = 'held'",
         )
         .bind(identity)
         .fetch_all(&self.read)

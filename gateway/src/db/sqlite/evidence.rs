@@ -1,6 +1,6 @@
 //! Evidence, decisions and policies in SQLite: rows that are only ever added.
 
-use pushgate_policies::record::Outcome;
+use pushgate_policies::record::{Outcome, RecordedIdentity};
 use serde_json::json;
 use sqlx::SqliteConnection;
 
@@ -94,6 +94,20 @@ pub(super) async fn add_decisions(tx: &mut SqliteConnection, judged: &Judged) ->
     Ok(())
 }
 
+/// How often an identity has said this of these contents.
+pub(super) async fn said(tx: &mut SqliteConnection, row: &NewEvidence) -> Result<i64> {
+    Ok(sqlx::query_scalar(
+        "SELECT count(*) FROM evidence WHERE cache = ? AND path = ? AND nar_hash = ? AND kind = ? AND identity = ?",
+    )
+    .bind(&row.cache)
+    .bind(row.path.base_name())
+    .bind(row.nar_hash.base32())
+    .bind(row.kind.as_str())
+    .bind(row.identity)
+    .fetch_one(tx)
+    .await?)
+}
+
 /// Adds a row; false where it is there already.
 pub(super) async fn add(tx: &mut SqliteConnection, row: &NewEvidence, now: u64) -> Result<bool> {
     let done = sqlx::query(
@@ -184,13 +198,19 @@ impl Sqlite {
         most: u32,
     ) -> Result<Vec<HeldDecision>> {
         let rows = sqlx::query(
-            "SELECT c.id, c.push, c.code, c.message, d.facts, d.policy, d.digest, d.decision, d.rule, d.code \
+            "SELECT c.id, c.push, c.code, c.message, d.facts, d.policy, d.digest, d.decision, d.rule, d.code, \
+             i.name, i.owner, i.groups FROM (\
+             SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM (\
+             SELECT c.id, length(d.facts) AS size \
              FROM claims c INDEXED BY claims_held JOIN decisions d ON d.id = c.decision \
-             WHERE c.cache = ? AND c.id > ? AND c.state = 'held' ORDER BY c.id LIMIT ?",
+             WHERE c.cache = ? AND c.id > ? AND c.state = 'held' ORDER BY c.id LIMIT ?)) AS page \
+             CROSS JOIN claims c ON c.id = page.id JOIN decisions d ON d.id = c.decision \
+             JOIN identities i ON i.id = c.identity WHERE page.before < ? ORDER BY c.id",
         )
         .bind(cache)
         .bind(after)
         .bind(most)
+        .bind(DECISION_BYTES)
         .fetch_all(&self.read)
         .await?;
         rows.iter()
@@ -201,6 +221,11 @@ impl Sqlite {
                     code: row.try_get(2)?,
                     message: row.try_get(3)?,
                     facts: facts(row.try_get(4)?)?,
+                    submitter: RecordedIdentity {
+                        name: row.try_get(10)?,
+                        owner: row.try_get(11)?,
+                        groups: list(&row.try_get::<String, _>(12)?)?,
+                    },
                     decided: decided(row, 5)?.ok_or_else(|| corrupt("a decision", ""))?,
                 })
             })
@@ -214,8 +239,10 @@ impl Sqlite {
         }));
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
         sqlx::query(
+            // whatever else the claim was to be looked at for still stands, such as an upstream to be asked again
             "UPDATE claims SET state = j.value ->> 1, code = j.value ->> 2, message = j.value ->> 3, \
-             waits = j.value ->> 4, again = j.value ->> 5, decided = ?1 FROM json_each(?2) AS j \
+             waits = j.value ->> 4, decided = ?1, \
+             again = min(ifnull(again, j.value ->> 5), ifnull(j.value ->> 5, again)) FROM json_each(?2) AS j \
              WHERE claims.id = j.value ->> 0 AND claims.state = 'held'",
         )
         .bind(sql(judged.now))
@@ -312,8 +339,12 @@ impl Sqlite {
         cache: &str,
         paths: &[StorePath],
     ) -> Result<Vec<ClaimShown>> {
+        // each submitter has his turn, and what is open goes first: nobody's claims hide another's
         let query = shown(
-            "WHERE c.cache = ? AND c.path IN (SELECT value FROM json_each(?)) ORDER BY c.id DESC LIMIT 1000",
+            "WHERE c.id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY path, identity \
+             ORDER BY state IN ('wanted', 'checking', 'held') DESC, id DESC) AS turn FROM claims \
+             WHERE cache = ? AND path IN (SELECT value FROM json_each(?))) ORDER BY turn, id DESC LIMIT 1000) \
+             ORDER BY c.id DESC",
         );
         let rows = sqlx::query(sqlx::AssertSqlSafe(query))
             .bind(cache)

@@ -355,6 +355,9 @@ impl Db for Sqlite {
     async fn commit(&self, judged: &Judged) -> Result<Committed> {
         self.commit_judged(judged).await
     }
+    async fn outdated(&self, cache: &str, seen: u64, paths: &[StorePath]) -> Result<bool> {
+        self.is_outdated(cache, seen, paths).await
+    }
     async fn add_evidence(&self, rows: &[NewEvidence], now: u64) -> Result<Vec<StorePath>> {
         self.insert_evidence(rows, now).await
     }

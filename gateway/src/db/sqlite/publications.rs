@@ -6,6 +6,26 @@ use sqlx::SqliteConnection;
 
 use super::*;
 
+/// Whether something was said since an event that may forbid publishing these paths. What can only speak for a claim isn't
+/// looked for, or those who approve could keep the judge from its work.
+async fn outdated<'a>(
+    connection: &mut SqliteConnection,
+    cache: &str,
+    seen: u64,
+    paths: impl Iterator<Item = &'a StorePath>,
+) -> Result<bool> {
+    let found: Option<i64> = sqlx::query_scalar(
+        "SELECT 1 FROM events WHERE id > ?1 AND (kind IN ('freeze', 'revoke-key', 'groups', 'owner') \
+         OR (kind IN ('reject', 'settle') AND cache = ?2 AND path IN (SELECT value FROM json_each(?3)))) LIMIT 1",
+    )
+    .bind(sql(seen))
+    .bind(cache)
+    .bind(Value::from_iter(paths.map(StorePath::base_name)).to_string())
+    .fetch_optional(connection)
+    .await?;
+    Ok(found.is_some())
+}
+
 fn published_row(row: &SqliteRow) -> Result<PublishedRow> {
     Ok(PublishedRow {
         path: path(&row.try_get::<String, _>(0)?)?,
@@ -57,8 +77,15 @@ impl Sqlite {
     /// nothing; narinfos are written only after it.
     pub(super) async fn commit_judged(&self, judged: &Judged) -> Result<Committed> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        if !judged.publications.is_empty() && !append(&mut tx, judged).await? {
-            return Ok(Committed::Raced);
+        if !judged.publications.is_empty() {
+            // in the same transaction: an act that was answered before this counts
+            let paths = judged.publications.iter().map(|p| &p.row.path);
+            if outdated(&mut tx, &judged.cache, judged.seen, paths).await? {
+                return Ok(Committed::Outdated);
+            }
+            if !append(&mut tx, judged).await? {
+                return Ok(Committed::Raced);
+            }
         }
         if !judged.claims.is_empty() {
             update_claims(&mut tx, judged).await?;
@@ -79,6 +106,10 @@ impl Sqlite {
         }
         tx.commit().await?;
         Ok(Committed::Done)
+    }
+
+    pub(super) async fn is_outdated(&self, cache: &str, seen: u64, paths: &[StorePath]) -> Result<bool> {
+        outdated(&mut *self.read.acquire().await?, cache, seen, paths.iter()).await
     }
 
     pub(super) async fn list_unseen(&self, cache: &str) -> Result<Vec<PublishedRow>> {

@@ -31,11 +31,11 @@ enum Fate {
     Report,
 }
 
-/// Judges the next claims behind one. Gives where to go on, if there may be more.
+/// Judges the next claims behind one: so many, and fewer where their facts are large. Gives where to go on, if there may be
+/// more.
 pub(super) async fn step(app: &Arc<App>, cache: &Arc<Cache>, after: i64) -> Result<Option<i64>, JudgeError> {
     let rows = app.db.held_decisions(&cache.name, after, CLAIMS).await?;
     let Some(last) = rows.last().map(|row| row.claim) else { return Ok(None) };
-    let more = rows.len() == CLAIMS as usize;
     let (policy, now) = (cache.policy(), app.clock.now());
     let judged = tokio::task::spawn_blocking(move || {
         let needs = policy.needs();
@@ -46,8 +46,9 @@ pub(super) async fn step(app: &Arc<App>, cache: &Arc<Cache>, after: i64) -> Resu
     for (fate, row) in judged {
         match fate {
             Fate::Same => {}
-            // what is in memory is judged there, or it would show the old state
-            Fate::State(update) if app.sessions.peek(&row.push).is_none() => {
+            // What is in memory is judged there, or it would show the old state. And of what is reported more is known by now
+            // than was stored: nothing is refused for want of it.
+            Fate::State(update) if !cache.is_queued(&row.push) && app.sessions.peek(&row.push).is_none() => {
                 claims.push(*update);
                 pushes.insert(row.push);
             }
@@ -65,12 +66,13 @@ pub(super) async fn step(app: &Arc<App>, cache: &Arc<Cache>, after: i64) -> Resu
         }
         app.sweep.notify_one();
     }
-    Ok(more.then_some(last))
+    Ok(Some(last))
 }
 
 fn fate(policy: &Policy, needs: &Needs, row: &HeldDecision, now: u64) -> Fate {
     let Ok(recorded) = serde_json::from_str::<Recorded>(&row.facts) else { return Fate::Report };
-    if !recorded.covers(needs) {
+    // his groups or owner may have changed and the push not been judged since
+    if !recorded.covers(needs) || recorded.submitter != row.submitter {
         return Fate::Report;
     }
     let decision = recorded

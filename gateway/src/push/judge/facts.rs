@@ -30,6 +30,8 @@ use crate::{
 /// What is known while a batch is judged.
 pub(super) struct Facts {
     pub(super) policy: Arc<Policy>,
+    /// The newest event before anything was looked up.
+    pub(super) seen: u64,
     /// By push: the claims that the facts are about. What arrives later is judged later: nothing was looked up for it.
     pub(super) open: HashMap<String, HashSet<usize>>,
     /// By push: where its judgement goes on; 0 where this is its end.
@@ -56,6 +58,7 @@ pub(super) struct Facts {
 pub(super) async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) -> Result<Facts, JudgeError> {
     let mut facts = Facts {
         policy: cache.policy(),
+        seen: app.db.events(None, None, 1).await?.last().map_or(0, |event| event.id),
         open: HashMap::new(),
         next: HashMap::new(),
         evidence: HashMap::new(),

@@ -55,6 +55,8 @@ pub enum JudgeError {
     Damaged(Arc<Session>, usize),
     #[error("another gateway published the same path at the same time")]
     Raced,
+    #[error("the policy, or what people say of the paths or of each other, changed during the judgement")]
+    Outdated,
 }
 
 /// The task of one cache. Ends when the gateway stops.
@@ -222,7 +224,7 @@ async fn judge(
         }
     };
     let settled = match round {
-        Ok(round) => settle(app, cache, round).await,
+        Ok(round) => settle(app, cache, round, (&facts.policy, facts.seen)).await,
         Err(e) => Err(e),
     };
     let published = match settled {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use pushgate_formats::{StorePath, api::PathState};
+use pushgate_policies::Policy;
 
 use super::{
     JudgeError,
@@ -39,19 +40,31 @@ pub(super) async fn step_back(app: &Arc<App>, session: &Arc<Session>, i: usize) 
     Ok(())
 }
 
-/// Carries a round out: places NARs, commits, reveals narinfos, tells the sessions. Gives the paths published.
+/// Carries a round out: places NARs, commits, reveals narinfos, tells the sessions. Gives the paths published. The policy and
+/// the newest event are those that the round was judged by.
 pub(super) async fn settle(
     app: &Arc<App>,
     cache: &Arc<Cache>,
     round: Round,
+    (policy, seen): (&Arc<Policy>, u64),
 ) -> Result<Vec<StorePath>, JudgeError> {
     if round.publish.is_empty() && round.states.is_empty() {
         return Ok(vec![]);
+    }
+    // looking things up may have taken long: nothing is published or refused by a policy that another has replaced
+    if !Arc::ptr_eq(policy, &cache.policy()) {
+        return Err(JudgeError::Outdated);
     }
     let now = app.clock.now();
     let mut round = round;
     let (publish, states) = (std::mem::take(&mut round.publish), std::mem::take(&mut round.states));
     let (conflicts, evidence) = (std::mem::take(&mut round.conflicts), std::mem::take(&mut round.evidence));
+    // the commit asks again; here it keeps the bytes of what is refused by now from becoming public
+    let about: Vec<StorePath> =
+        publish.iter().map(|(_, _, publishable)| publishable.path().clone()).collect();
+    if !about.is_empty() && app.db.outdated(&cache.name, seen, &about).await? {
+        return Err(JudgeError::Outdated);
+    }
     // 1. bytes. A crash from here to the commit leaves NARs that nothing names.
     let (publishing, blobs, composing) = (!publish.is_empty(), app.blobs.clone(), cache.clone());
     let (publish, publications) = tokio::task::spawn_blocking(move || -> Result<_, JudgeError> {
@@ -70,10 +83,11 @@ pub(super) async fn settle(
         let unchanged = session.progress().claims[*i] == *state && !round.is_new(session, *i);
         (!unchanged).then(|| round.update(session, *i, state, waits_on.iter().take(WAITS).cloned().collect()))
     }));
-    let judged = Judged { cache: cache.name.clone(), now, publications, claims, conflicts };
+    let judged = Judged { cache: cache.name.clone(), now, publications, seen, claims, conflicts };
     match app.db.commit(&judged).await {
         Ok(Committed::Done) => {}
         Ok(Committed::Raced) => return Err(JudgeError::Raced),
+        Ok(Committed::Outdated) => return Err(JudgeError::Outdated),
         Err(e) => {
             // it may be stored all the same, and then the next judgement finds the paths published: nobody but the one who
             // looks for rows that aren't visible would write their narinfos
@@ -95,7 +109,9 @@ pub(super) async fn settle(
     for (session, i, state, _) in states {
         let mut progress = session.progress();
         if state.state == PathState::Held && evidence.get(&session.id) != Some(&progress.evidence) {
-            // out of date: the push is reported already to be judged again
+            // Out of date: the push is reported already to be judged again. The row says what was found, and has to be written
+            // whatever that comes to.
+            progress.claims[i].decided = None;
             continue;
         }
         over |= matches!(state.state, PathState::Rejected | PathState::Published);
