@@ -40,7 +40,7 @@ fn policy(rules: usize, approvals: usize) -> String {
     let mut text = String::from("version = 1\ncache = \"main\"\n[groups]\ncore = [\"bob\", \"carol\"]\n");
     for n in 0..rules.saturating_sub(2) {
         text.push_str(&format!(
-            "[[rule]]\nname = \"package {n}\"\nmatch = {{ pname = [\"package-{n}\", \"glob:tools-{n}-*\"], system = \"x86_64-linux\" }}\n\
+            "[[rule]]\nname = \"package {n}\"\nmatch = {{ pname = [\"package{n}\", \"glob:tools{n}-*\"], system = \"x86_64-linux\" }}\n\
              require = {{ all = [\"derivation\", {{ any = [{{ rebuilds = 1 }}, {{ approvals = 1, from = \"core\" }}] }}] }}\n"
         ));
     }
