@@ -27,6 +27,8 @@ use crate::{
 
 /// Claims on one page, and conflicts.
 const PAGE: u32 = 200;
+/// Claims of one path of which `why` says what each rule says: an explanation is as long as the policy.
+const EXPLAINED: usize = 20;
 /// Decisions on one page.
 const DECISIONS: u32 = 2000;
 
@@ -125,7 +127,7 @@ pub async fn why(
     }
     let (policy, now) = (cache.policy(), app.clock.now());
     let needs = policy.needs();
-    let mut claims = Vec::new();
+    let (mut claims, mut explained) = (Vec::new(), 0);
     for mut claim in with_evidence(&app, &cache, rows).await? {
         if !reviews {
             // nobody learns what others have sent, nor by a mere claim what people think of theirs
@@ -134,7 +136,11 @@ pub async fn why(
                 e.by == key.identity_name || (decided && e.kind != EvidenceKind::Submitter.as_str())
             });
         }
-        let last = app.db.last_decision(claim.claim).await?;
+        let last = match explained < EXPLAINED && claim.decided.is_some() {
+            true => app.db.last_decision(claim.claim).await?,
+            false => None,
+        };
+        explained += usize::from(last.is_some());
         let facts = last.and_then(|row| serde_json::from_str::<Recorded>(&row.facts).ok());
         let explanation = facts.map(|facts| {
             facts.replay(now, &needs.env, |claim, evidence, moment| {

@@ -264,3 +264,18 @@ async fn claims_of_one_submitter_do_not_hide_those_of_another() {
     forge.act(&bob, approve(&lib, None)).await.expect("an approval");
     forge.becomes(&mut push, lib.path(), PathState::Published, None).await;
 }
+
+/// What `why` answers doesn't grow with the claims of a path times the rules.
+#[tokio::test]
+async fn only_the_newest_claims_are_explained() {
+    let forge = start(&looked_at()).await;
+    let dora = forge.submitter("dora").await;
+    let lib = package("lib");
+    for _ in 0..22 {
+        forge.push(&forge.draft(&dora).package(&lib)).await.assert_held(lib.path(), "needs-approval");
+    }
+    let target = format!("/api/v1/caches/main/paths/{}/why", lib.path().base_name());
+    let why: pushgate_policies::review::Why = forge.signed_get(&dora, &target, |_| {}).await.expect("why");
+    let explained: Vec<bool> = why.claims.iter().map(|claim| claim.explanation.is_some()).collect();
+    assert_eq!(explained, [vec![true; 20], vec![false; 2]].concat());
+}
