@@ -62,12 +62,19 @@ pub async fn held(
     Ok(Json(HeldClaims { claims: with_evidence(&app, &cache, rows).await?, after }))
 }
 
-/// `GET /api/v1/caches/CACHE/conflicts`
+#[derive(Debug, Deserialize)]
+pub struct AfterPath {
+    after: Option<String>,
+}
+
+/// `GET /api/v1/caches/CACHE/conflicts?after=HASH-NAME`
 pub async fn conflicts(
     State(app): State<Arc<App>>,
     Extension(cache): Extension<Arc<Cache>>,
+    Query(page): Query<AfterPath>,
 ) -> Result<Json<Vec<Conflict>>, ApiError> {
-    let paths = app.db.conflict_paths(&cache.name, PAGE).await?;
+    let after = page.after.as_deref().map(store_path).transpose()?;
+    let paths = app.db.conflict_paths(&cache.name, after.as_ref(), PAGE).await?;
     let rows = app.db.claims_shown(&cache.name, &paths).await?;
     let parts: Vec<&str> = paths.iter().map(StorePath::hash_part).collect();
     let published = app.db.published_hashes(&cache.name, &parts).await?;
