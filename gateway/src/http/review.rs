@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use axum::{
     Extension, Json,
-    extract::{Path, Query, State},
+    extract::{Path, State},
 };
 use pushgate_formats::{
     StorePath,
@@ -18,6 +18,7 @@ use pushgate_policies::{
 };
 use serde::Deserialize;
 
+use super::admin::{Asked, asked};
 use crate::{
     app::App,
     caches::Cache,
@@ -49,8 +50,9 @@ pub struct After {
 pub async fn held(
     State(app): State<Arc<App>>,
     Extension(cache): Extension<Arc<Cache>>,
-    Query(page): Query<Held>,
+    page: Asked<Held>,
 ) -> Result<Json<HeldClaims>, ApiError> {
+    let page = asked(page)?;
     if let Some(text) = page.path {
         let mut rows = app.db.claims_shown(&cache.name, &[store_path(&text)?]).await?;
         rows.retain(|row| is_open(row.claim.state));
@@ -71,9 +73,9 @@ pub struct AfterPath {
 pub async fn conflicts(
     State(app): State<Arc<App>>,
     Extension(cache): Extension<Arc<Cache>>,
-    Query(page): Query<AfterPath>,
+    page: Asked<AfterPath>,
 ) -> Result<Json<Vec<Conflict>>, ApiError> {
-    let after = page.after.as_deref().map(store_path).transpose()?;
+    let after = asked(page)?.after.as_deref().map(store_path).transpose()?;
     let paths = app.db.conflict_paths(&cache.name, after.as_ref(), PAGE).await?;
     let rows = app.db.claims_shown(&cache.name, &paths).await?;
     let parts: Vec<&str> = paths.iter().map(StorePath::hash_part).collect();
@@ -94,8 +96,9 @@ pub async fn conflicts(
 pub async fn decisions(
     State(app): State<Arc<App>>,
     Extension(cache): Extension<Arc<Cache>>,
-    Query(page): Query<After>,
+    page: Asked<After>,
 ) -> Result<Json<RecordedDecisions>, ApiError> {
+    let page = asked(page)?;
     let rows = app.db.decisions(&cache.name, page.after, DECISIONS).await?;
     // how many are one page depends on what they rest on
     let after = rows.last().map(|row| row.id);

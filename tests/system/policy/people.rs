@@ -201,6 +201,12 @@ async fn held_claims_are_shown_to_those_who_decide() {
     assert_eq!(claim.decided.unwrap().rule.as_deref(), Some("for lib"));
     let denied: Result<HeldClaims, _> = forge.signed_get(&mallory, "/api/v1/caches/main/held", |_| {}).await;
     assert_eq!(denied.unwrap_err().code, "forbidden");
+    for wrong in ["held?after=x", "decisions?after=x", "decisions?after=1&after=2"] {
+        let target = format!("/api/v1/caches/main/{wrong}");
+        let refused: Result<serde_json::Value, _> = forge.signed_get(&bob, &target, |_| {}).await;
+        let error = refused.unwrap_err();
+        assert_eq!((error.status, error.code.as_str()), (400, "query-malformed"), "{wrong}");
+    }
 }
 
 /// Whose word counts may change after he gave it, long after anything else of the claim did.
