@@ -43,7 +43,7 @@ pub struct RecordedDecisions {
 pub struct WhyClaim {
     #[serde(flatten)]
     pub claim: ClaimInfo,
-    /// Absent where the policy wasn't asked yet.
+    /// Absent where the policy wasn't asked yet, and of all but the newest twenty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explanation: Option<Explanation>,
 }

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, time::Duration};
 use pushgate_formats::{
     Sha256, StorePath,
     acts::{ActDone, Deed},
-    review::ClaimInfo,
+    review::{ClaimInfo, Conflict as ConflictShown},
 };
 use serde::Serialize;
 
@@ -289,7 +289,19 @@ fn in_words(decided: &Decided, said: &str) -> String {
 async fn conflicts(session: &Session, args: &ConflictList) -> Result<Said, AdminError> {
     let greeting = session.greet().await?;
     greeting.cache(session, &args.cache)?;
-    let all = session.api.conflicts(&args.cache, &session.signer()).await.map_err(|e| greeting.explain(e))?;
+    let mut all: Vec<ConflictShown> = vec![];
+    loop {
+        let after = all.last().map(|conflict| &conflict.path);
+        let page = session.api.conflicts(&args.cache, after, &session.signer()).await;
+        let page = page.map_err(|e| greeting.explain(e))?;
+        // paths only grow, so that an odd gateway can't have the same page shown for ever
+        match page.first() {
+            Some(first)
+                if after.is_none_or(|after| *after < first.path) && page.is_sorted_by_key(|c| &c.path) => {}
+            _ => break,
+        }
+        all.extend(page);
+    }
     Ok(Said::new(&args.common, &all, || {
         let mut out = String::new();
         for conflict in &all {

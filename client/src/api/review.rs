@@ -32,9 +32,17 @@ impl Api {
         self.signed_get(&format!("/api/v1/caches/{cache}/held?path={path}"), signer).await
     }
 
-    /// Paths with claims that differ and that nobody has settled.
-    pub async fn conflicts(&self, cache: &str, signer: &Signer<'_>) -> Result<Vec<Conflict>, ApiError> {
-        self.signed_get(&format!("/api/v1/caches/{cache}/conflicts"), signer).await
+    /// Paths with claims that differ and that nobody has settled: a page in their order, beginning behind one.
+    pub async fn conflicts(
+        &self,
+        cache: &str,
+        after: Option<&StorePath>,
+        signer: &Signer<'_>,
+    ) -> Result<Vec<Conflict>, ApiError> {
+        // see above
+        let name = |path: &StorePath| in_url(path.base_name()).replace('+', "%2B");
+        let after = after.map_or_else(String::new, |path| format!("?after={}", name(path)));
+        self.signed_get(&format!("/api/v1/caches/{cache}/conflicts{after}"), signer).await
     }
 
     /// A page of recorded decisions, oldest first, beginning behind one.

@@ -552,8 +552,13 @@ pub trait Db: Send + Sync + 'static {
     async fn held_claims(&self, cache: &str, after: i64, most: u32) -> Result<Vec<ClaimShown>>;
     /// Claims of these paths, by anybody, newest first.
     async fn claims_shown(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<ClaimShown>>;
-    /// Paths with claims that differ and that nobody has settled.
-    async fn conflict_paths(&self, cache: &str, most: u32) -> Result<Vec<StorePath>>;
+    /// Paths with claims that differ and that nobody has settled, in order, behind one.
+    async fn conflict_paths(
+        &self,
+        cache: &str,
+        after: Option<&StorePath>,
+        most: u32,
+    ) -> Result<Vec<StorePath>>;
     /// Published, but perhaps not yet visible: in the order of their leaves.
     async fn unseen(&self, cache: &str) -> Result<Vec<PublishedRow>>;
     async fn mark_visible(&self, cache: &str, paths: &[StorePath]) -> Result<()>;

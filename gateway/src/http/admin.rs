@@ -37,9 +37,9 @@ pub async fn identities(State(app): State<Arc<App>>) -> Result<Json<Vec<Identity
 }
 
 /// What follows the `?`, or a refusal like all others.
-type Asked<T> = Result<Query<T>, QueryRejection>;
+pub(super) type Asked<T> = Result<Query<T>, QueryRejection>;
 
-fn asked<T>(query: Asked<T>) -> Result<T, ApiError> {
+pub(super) fn asked<T>(query: Asked<T>) -> Result<T, ApiError> {
     match query {
         Ok(Query(query)) => Ok(query),
         Err(e) => Err(ApiError::bad_request("query-malformed", clean(&e.body_text()))),

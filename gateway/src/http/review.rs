@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use axum::{
     Extension, Json,
-    extract::{Path, Query, State},
+    extract::{Path, State},
 };
 use pushgate_formats::{
     StorePath,
@@ -18,6 +18,7 @@ use pushgate_policies::{
 };
 use serde::Deserialize;
 
+use super::admin::{Asked, asked};
 use crate::{
     app::App,
     caches::Cache,
@@ -27,6 +28,8 @@ use crate::{
 
 /// Claims on one page, and conflicts.
 const PAGE: u32 = 200;
+/// Claims of one path of which `why` says what each rule says: an explanation is as long as the policy.
+const EXPLAINED: usize = 20;
 /// Decisions on one page.
 const DECISIONS: u32 = 2000;
 
@@ -47,8 +50,9 @@ pub struct After {
 pub async fn held(
     State(app): State<Arc<App>>,
     Extension(cache): Extension<Arc<Cache>>,
-    Query(page): Query<Held>,
+    page: Asked<Held>,
 ) -> Result<Json<HeldClaims>, ApiError> {
+    let page = asked(page)?;
     if let Some(text) = page.path {
         let mut rows = app.db.claims_shown(&cache.name, &[store_path(&text)?]).await?;
         rows.retain(|row| is_open(row.claim.state));
@@ -60,12 +64,19 @@ pub async fn held(
     Ok(Json(HeldClaims { claims: with_evidence(&app, &cache, rows).await?, after }))
 }
 
-/// `GET /api/v1/caches/CACHE/conflicts`
+#[derive(Debug, Deserialize)]
+pub struct AfterPath {
+    after: Option<String>,
+}
+
+/// `GET /api/v1/caches/CACHE/conflicts?after=HASH-NAME`
 pub async fn conflicts(
     State(app): State<Arc<App>>,
     Extension(cache): Extension<Arc<Cache>>,
+    page: Asked<AfterPath>,
 ) -> Result<Json<Vec<Conflict>>, ApiError> {
-    let paths = app.db.conflict_paths(&cache.name, PAGE).await?;
+    let after = asked(page)?.after.as_deref().map(store_path).transpose()?;
+    let paths = app.db.conflict_paths(&cache.name, after.as_ref(), PAGE).await?;
     let rows = app.db.claims_shown(&cache.name, &paths).await?;
     let parts: Vec<&str> = paths.iter().map(StorePath::hash_part).collect();
     let published = app.db.published_hashes(&cache.name, &parts).await?;
@@ -85,8 +96,9 @@ pub async fn conflicts(
 pub async fn decisions(
     State(app): State<Arc<App>>,
     Extension(cache): Extension<Arc<Cache>>,
-    Query(page): Query<After>,
+    page: Asked<After>,
 ) -> Result<Json<RecordedDecisions>, ApiError> {
+    let page = asked(page)?;
     let rows = app.db.decisions(&cache.name, page.after, DECISIONS).await?;
     // how many are one page depends on what they rest on
     let after = rows.last().map(|row| row.id);
@@ -125,7 +137,7 @@ pub async fn why(
     }
     let (policy, now) = (cache.policy(), app.clock.now());
     let needs = policy.needs();
-    let mut claims = Vec::new();
+    let (mut claims, mut explained) = (Vec::new(), 0);
     for mut claim in with_evidence(&app, &cache, rows).await? {
         if !reviews {
             // nobody learns what others have sent, nor by a mere claim what people think of theirs
@@ -134,7 +146,11 @@ pub async fn why(
                 e.by == key.identity_name || (decided && e.kind != EvidenceKind::Submitter.as_str())
             });
         }
-        let last = app.db.last_decision(claim.claim).await?;
+        let last = match explained < EXPLAINED && claim.decided.is_some() {
+            true => app.db.last_decision(claim.claim).await?,
+            false => None,
+        };
+        explained += usize::from(last.is_some());
         let facts = last.and_then(|row| serde_json::from_str::<Recorded>(&row.facts).ok());
         let explanation = facts.map(|facts| {
             facts.replay(now, &needs.env, |claim, evidence, moment| {

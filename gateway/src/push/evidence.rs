@@ -160,6 +160,11 @@ pub struct Origin<'a> {
     env: Fact<&'a BTreeMap<String, String>>,
 }
 
+/// Longest variable, system or builder that rules look at. Bytes. Each is kept with every decision.
+const MAX_VALUE: usize = 64 << 10;
+/// Most bytes of all sources together, with their addresses, that rules look at.
+const MAX_SOURCES: usize = 8 << 20;
+
 static NO_VARIABLES: BTreeMap<String, String> = BTreeMap::new();
 
 impl<'a> Origin<'a> {
@@ -191,7 +196,12 @@ impl<'a> Origin<'a> {
                 let mut leaves: Vec<FixedLeaf> = closure.values().filter_map(|known| known.leaf()).collect();
                 leaves.sort_by(|a, b| a.path.cmp(&b.path));
                 leaves.dedup_by(|a, b| a.path == b.path);
-                Fact::Known(leaves)
+                let bytes = |leaf: &FixedLeaf| 200 + leaf.urls.iter().map(String::len).sum::<usize>();
+                // what isn't looked at isn't known: nothing becomes laxer by being long
+                match leaves.iter().map(bytes).sum::<usize>() <= MAX_SOURCES {
+                    true => Fact::Known(leaves),
+                    false => Fact::Unknown,
+                }
             }
             Fact::Absent => Fact::Absent,
             Fact::Known(_) | Fact::Unknown => Fact::Unknown,
@@ -206,6 +216,9 @@ impl<'a> Origin<'a> {
 
     fn built(&self) -> Fact<facts::Built<'_>> {
         match (&self.built, &self.env) {
+            (Fact::Known((.., known)), _) if known.system.len().max(known.builder.len()) > MAX_VALUE => {
+                Fact::Unknown
+            }
             (Fact::Known((derivation, output, known)), Fact::Known(env)) => Fact::Known(facts::Built {
                 derivation,
                 output,
@@ -298,7 +311,8 @@ pub fn concerns(app: &App, cache: &Cache, push: &str) {
     cache.report(push);
 }
 
-/// Variables of derivations' environments, from their texts. One that isn't here isn't in the answer.
+/// Variables of derivations' environments, from their texts. A derivation that isn't here, or has too long a variable, isn't in
+/// the answer.
 async fn environments(
     db: &dyn Db,
     mut derivers: Vec<StorePath>,
@@ -316,11 +330,14 @@ async fn environments(
             derivers.retain(|d| *d != row.path);
             // checked when it came: one that can't be read any more says nothing
             let Ok(derivation) = Derivation::parse(&row.text) else { continue };
-            let variable = |name: &String| {
-                let value = derivation.env_var(name)?;
-                Some((name.clone(), String::from_utf8_lossy(value).into_owned()))
-            };
-            found.insert(row.path, names.iter().filter_map(variable).collect());
+            let variables: Vec<_> =
+                names.iter().filter_map(|name| Some((name, derivation.env_var(name)?))).collect();
+            // one that is too long to be kept makes them all unknown
+            if variables.iter().all(|(_, value)| value.len() <= MAX_VALUE) {
+                let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+                let texts = variables.into_iter().map(|(name, value)| (name.clone(), text(value)));
+                found.insert(row.path, texts.collect());
+            }
         }
     }
     Ok(found)

@@ -153,7 +153,7 @@ seam! {
     read fn last_decision(&self, claim: i64) -> Option<DecisionRow>;
     read fn held_claims(&self, cache: &str, after: i64, most: u32) -> Vec<ClaimShown>;
     read fn claims_shown(&self, cache: &str, paths: &[StorePath]) -> Vec<ClaimShown>;
-    read fn conflict_paths(&self, cache: &str, most: u32) -> Vec<StorePath>;
+    read fn conflict_paths(&self, cache: &str, after: Option<&StorePath>, most: u32) -> Vec<StorePath>;
     write fn mark_visible(&self, cache: &str, paths: &[StorePath]) -> ();
 
     read fn upstream_paths(&self, url: &str, key: &PublicKey, paths: &[StorePath]) -> Vec<UpstreamRow>;

@@ -201,6 +201,12 @@ async fn held_claims_are_shown_to_those_who_decide() {
     assert_eq!(claim.decided.unwrap().rule.as_deref(), Some("for lib"));
     let denied: Result<HeldClaims, _> = forge.signed_get(&mallory, "/api/v1/caches/main/held", |_| {}).await;
     assert_eq!(denied.unwrap_err().code, "forbidden");
+    for wrong in ["held?after=x", "decisions?after=x", "decisions?after=1&after=2"] {
+        let target = format!("/api/v1/caches/main/{wrong}");
+        let refused: Result<serde_json::Value, _> = forge.signed_get(&bob, &target, |_| {}).await;
+        let error = refused.unwrap_err();
+        assert_eq!((error.status, error.code.as_str()), (400, "query-malformed"), "{wrong}");
+    }
 }
 
 /// Whose word counts may change after he gave it, long after anything else of the claim did.
@@ -263,4 +269,19 @@ async fn claims_of_one_submitter_do_not_hide_those_of_another() {
     assert_eq!(why.claims.len(), 1);
     forge.act(&bob, approve(&lib, None)).await.expect("an approval");
     forge.becomes(&mut push, lib.path(), PathState::Published, None).await;
+}
+
+/// What `why` answers doesn't grow with the claims of a path times the rules.
+#[tokio::test]
+async fn only_the_newest_claims_are_explained() {
+    let forge = start(&looked_at()).await;
+    let dora = forge.submitter("dora").await;
+    let lib = package("lib");
+    for _ in 0..22 {
+        forge.push(&forge.draft(&dora).package(&lib)).await.assert_held(lib.path(), "needs-approval");
+    }
+    let target = format!("/api/v1/caches/main/paths/{}/why", lib.path().base_name());
+    let why: pushgate_policies::review::Why = forge.signed_get(&dora, &target, |_| {}).await.expect("why");
+    let explained: Vec<bool> = why.claims.iter().map(|claim| claim.explanation.is_some()).collect();
+    assert_eq!(explained, [vec![true; 20], vec![false; 2]].concat());
 }

@@ -235,3 +235,21 @@ async fn a_url_of_a_trusted_host_beside_the_hash_of_other_contents() {
     forge.push(&forge.draft(&alice).package(&good)).await.assert_published(good.path());
     forge.assert_published_only(&before, &[good.path()]).await;
 }
+
+/// Facts are kept with every decision: what a submitter makes huge isn't looked at, and leads to no laxer rule.
+#[tokio::test]
+async fn a_fact_of_many_bytes_is_not_known() {
+    let denied = "[[rule]]\nname = \"not this\"\nmatch = { env.flag = \"evil\" }\ndeny = \"evil\"\n";
+    let forge = start(&format!("{HEAD}{denied}{REST}")).await;
+    let (alice, admin) = (forge.submitter("alice").await, forge.admin("ada").await);
+    let before = forge.snapshot().await;
+    let with = |flag: &str| Package::new("lib-1.0").contents(&random_hex()).env("flag", flag).build();
+    let (long, short) = (with(&"x".repeat(1 << 20)), with(&"x".repeat(1 << 10)));
+    let push = forge.push(&forge.draft(&alice).package(&long)).await;
+    push.assert_held(long.path(), "needs-derivation");
+    forge.assert_nothing_public(&before).await;
+    let made = decisions(&forge, &admin).await.decisions;
+    assert!(serde_json::to_string(&made).unwrap().len() < 10_000);
+    forge.push(&forge.draft(&alice).package(&short)).await.assert_published(short.path());
+    forge.assert_published_only(&before, &[short.path()]).await;
+}

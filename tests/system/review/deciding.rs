@@ -167,3 +167,23 @@ async fn a_conflict_with_what_is_published() {
     stage.becomes(&mut second, &path, PathState::Rejected, Some("conflict-settled")).await;
     forge.assert_published_only(&published, &[]).await;
 }
+
+/// Somebody who makes hundreds of conflicts hides none.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_conflict_is_listed() {
+    let stage = Stage::set(pushgate_tests::forge::POLICY).await;
+    let forge = &stage.forge;
+    let mallory = forge.submitter("mallory").await;
+    let items: Vec<Item> = (0..205).map(|_| source()).collect();
+    let good = items.iter().fold(forge.draft(&stage.alice), |draft, item| draft.item(item));
+    forge.push(&good).await.assert_published(&items[204].path);
+    let other = pushgate_tests::forge::file_nar(b"other", false);
+    let bad = items.iter().map(|item| item.with_nar(other.clone()));
+    let bad = bad.fold(forge.draft(&mallory), |draft, item| draft.item(&item));
+    forge.announce(&bad).await.expect("an announcement");
+    let listed = json(run(&stage.ada, "admin conflict list --json"));
+    let mut paths: Vec<&str> =
+        listed.as_array().unwrap().iter().map(|c| c["path"].as_str().unwrap()).collect();
+    paths.dedup();
+    assert_eq!(paths.len(), 205);
+}

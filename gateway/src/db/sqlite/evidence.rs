@@ -354,13 +354,19 @@ impl Sqlite {
         rows.iter().map(claim_shown).collect()
     }
 
-    pub(super) async fn list_conflict_paths(&self, cache: &str, most: u32) -> Result<Vec<StorePath>> {
+    pub(super) async fn list_conflict_paths(
+        &self,
+        cache: &str,
+        after: Option<&StorePath>,
+        most: u32,
+    ) -> Result<Vec<StorePath>> {
         let rows: Vec<String> = sqlx::query_scalar(
             "SELECT DISTINCT k.path FROM conflicts k JOIN claims c ON c.id = k.claim \
-             WHERE k.cache = ? AND c.state = 'held' \
-             AND c.code IN ('conflicts-with-claim', 'conflicts-with-published') ORDER BY k.found, k.path LIMIT ?",
+             WHERE k.cache = ? AND k.path > ? AND c.state = 'held' \
+             AND c.code IN ('conflicts-with-claim', 'conflicts-with-published') ORDER BY k.path LIMIT ?",
         )
         .bind(cache)
+        .bind(after.map_or("", StorePath::base_name))
         .bind(most)
         .fetch_all(&self.read)
         .await?;

@@ -391,8 +391,13 @@ impl Db for Sqlite {
     async fn claims_shown(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<ClaimShown>> {
         self.list_claims_shown(cache, paths).await
     }
-    async fn conflict_paths(&self, cache: &str, most: u32) -> Result<Vec<StorePath>> {
-        self.list_conflict_paths(cache, most).await
+    async fn conflict_paths(
+        &self,
+        cache: &str,
+        after: Option<&StorePath>,
+        most: u32,
+    ) -> Result<Vec<StorePath>> {
+        self.list_conflict_paths(cache, after, most).await
     }
 
     async fn unseen(&self, cache: &str) -> Result<Vec<PublishedRow>> {

@@ -37,11 +37,16 @@ pub(super) async fn step(app: &Arc<App>, cache: &Arc<Cache>, after: i64) -> Resu
     let rows = app.db.held_decisions(&cache.name, after, CLAIMS).await?;
     let Some(last) = rows.last().map(|row| row.claim) else { return Ok(None) };
     let (policy, now) = (cache.policy(), app.clock.now());
+    let by = policy.clone();
     let judged = tokio::task::spawn_blocking(move || {
         let needs = policy.needs();
         rows.into_iter().map(|row| (fate(&policy, &needs, &row, now), row)).collect::<Vec<_>>()
     })
     .await?;
+    // nothing is refused by a policy that another has replaced: all are judged again by that one
+    if !Arc::ptr_eq(&by, &cache.policy()) {
+        return Ok(Some(after));
+    }
     let (mut claims, mut pushes) = (Vec::new(), BTreeSet::new());
     for (fate, row) in judged {
         match fate {
