@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Claims that are judged in one go; pushes have their turn in between.
-const CLAIMS: u32 = 4000;
+const CLAIMS: u32 = 1000;
 
 /// What a held claim comes to under another policy.
 enum Fate {
@@ -38,11 +38,7 @@ pub(super) async fn step(app: &Arc<App>, cache: &Arc<Cache>, after: i64) -> Resu
     let Some(last) = rows.last().map(|row| row.claim) else { return Ok(None) };
     let (policy, now) = (cache.policy(), app.clock.now());
     let by = policy.clone();
-    let judged = tokio::task::spawn_blocking(move || {
-        let needs = policy.needs();
-        rows.into_iter().map(|row| (fate(&policy, &needs, &row, now), row)).collect::<Vec<_>>()
-    })
-    .await?;
+    let judged = tokio::task::spawn_blocking(move || fates(&policy, rows, now)).await?;
     // nothing is refused by a policy that another has replaced: all are judged again by that one
     if !Arc::ptr_eq(&by, &cache.policy()) {
         return Ok(Some(after));
@@ -62,6 +58,7 @@ pub(super) async fn step(app: &Arc<App>, cache: &Arc<Cache>, after: i64) -> Resu
     }
     if !claims.is_empty() {
         // one transaction; a crash before it leaves what every restart judges again
+        let refused = claims.iter().any(|claim| claim.state == PathState::Rejected);
         let judged = Judged { cache: cache.name.clone(), now, claims, ..Judged::default() };
         app.db.update_held(&judged).await?;
         // one that was read back meanwhile may have read the rows before they changed
@@ -69,9 +66,30 @@ pub(super) async fn step(app: &Arc<App>, cache: &Arc<Cache>, after: i64) -> Resu
         for push in pushes.iter().filter(|push| app.sessions.peek(push).is_some()) {
             evidence::concerns(app, cache, push);
         }
-        app.sweep.notify_one();
+        if refused {
+            app.sweep.notify_one();
+        }
     }
     Ok(Some(last))
+}
+
+/// What each of them comes to, found out on all cores.
+fn fates(policy: &Policy, rows: Vec<HeldDecision>, now: u64) -> Vec<(Fate, HeldDecision)> {
+    let needs = policy.needs();
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let share = rows.len().div_ceil(threads).max(100);
+    let fates: Vec<Fate> = std::thread::scope(|scope| {
+        let judge = |rows: &[HeldDecision]| -> Vec<Fate> {
+            rows.iter().map(|row| fate(policy, &needs, row, now)).collect()
+        };
+        let shares: Vec<_> = rows.chunks(share).map(|rows| scope.spawn(move || judge(rows))).collect();
+        // a panic goes on where it would have without threads
+        let join = |share: std::thread::ScopedJoinHandle<'_, Vec<Fate>>| {
+            share.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        shares.into_iter().flat_map(join).collect()
+    });
+    fates.into_iter().zip(rows).collect()
 }
 
 fn fate(policy: &Policy, needs: &Needs, row: &HeldDecision, now: u64) -> Fate {
