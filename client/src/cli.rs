@@ -163,6 +163,11 @@ pub struct PolicyFiles {
     /// Print one JSON document instead of lines
     #[arg(long)]
     pub json: bool,
+    /// Say too what nobody enrolled at the gateway could meet; needs an admin's key
+    #[arg(long)]
+    pub enrolled: bool,
+    #[command(flatten)]
+    pub gateway: Gateway,
 }
 
 /// Run the tests that policy files have

@@ -28,6 +28,7 @@ use pushgate_client::{
     token,
 };
 use pushgate_formats::api::Role;
+use pushgate_policies::file::Enrolled;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -166,10 +167,22 @@ async fn run_replay(args: Replay) -> Result<Exit> {
     }
 }
 
+/// Whom a gateway knows.
+async fn known_to_gateway(url: Option<&str>) -> Result<Enrolled> {
+    let session = Session::open_as(&ConfigDir::from_env()?, url, Role::Admin)?;
+    let greeting = session.greet().await?;
+    let all = session.api.identities(&session.signer()).await.map_err(|e| greeting.explain(e))?;
+    Ok(policy::enrolled(all))
+}
+
 async fn run_policy(command: PolicyCommand) -> Result<Exit> {
     let (text, exit) = match command {
         PolicyCommand::Check(args) => {
-            let report = policy::check(&args.files)?;
+            let enrolled = match args.enrolled {
+                true => Some(known_to_gateway(args.gateway.url.as_deref()).await?),
+                false => None,
+            };
+            let report = policy::check(&args.files, enrolled.as_ref())?;
             (if args.json { output::json(&report.files) } else { report.text() }, report.exit)
         }
         PolicyCommand::Test(args) => {

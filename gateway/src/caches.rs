@@ -11,12 +11,16 @@ use std::{
 };
 
 use pushgate_formats::keys::{KeyError, KeyName, PublicKey, SecretKey};
-use pushgate_policies::{MAX_POLICY, Policy, PolicyError, starting_policy};
+use pushgate_policies::{
+    MAX_POLICY, Policy, PolicyError,
+    file::{Checked, Enrolled, EnrolledIdentity, Severity},
+    starting_policy,
+};
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
     clock::Clock,
-    db::{CacheRow, Db, DbError},
+    db::{CacheRow, Db, DbError, IdentityRow, Role},
 };
 
 /// Names that routes of the gateway itself or directories of the blob store have.
@@ -244,7 +248,36 @@ fn read_key(path: &Path) -> Result<SecretKey, CacheError> {
     SecretKey::parse(&text).map_err(|source| CacheError::Key { path: path.to_owned(), source })
 }
 
-fn read_policy(places: &Places, cache: &str) -> Result<(Policy, String), CacheError> {
+/// A policy file that was read.
+struct ReadPolicy {
+    policy: Policy,
+    text: String,
+    warnings: Vec<String>,
+}
+
+impl ReadPolicy {
+    /// Says what the file probably doesn't mean.
+    fn warn(&self, cache: &str) {
+        for warning in self.warnings.iter().take(20) {
+            tracing::warn!(cache, warning, "the policy says what it may not mean");
+        }
+    }
+}
+
+/// Whom a policy file may ask for: those who may act.
+async fn enrolled(db: &dyn Db) -> Result<Enrolled, DbError> {
+    let identity = |row: IdentityRow| EnrolledIdentity {
+        name: row.name,
+        owner: row.owner,
+        groups: row.groups,
+        is_verifier: row.role == Role::Verifier,
+    };
+    let all = db.identities().await?.into_iter().filter(|row| !row.frozen);
+    Ok(Enrolled { identities: all.map(identity).collect() })
+}
+
+/// Reads a policy with its warnings, of which those depend on who is enrolled.
+fn read_policy(places: &Places, cache: &str, enrolled: &Enrolled) -> Result<ReadPolicy, CacheError> {
     let path = places.policy(cache);
     let file = |source| CacheError::File { path: path.clone(), source };
     // one byte more than is read of it shows that it is too large
@@ -258,7 +291,16 @@ fn read_policy(places: &Places, cache: &str) -> Result<(Policy, String), CacheEr
         return Err(CacheError::File { path, source: why });
     }
     opened.take(most).read_to_string(&mut text).map_err(file)?;
-    Ok((Policy::parse(&text, &path.display().to_string(), cache)?, text))
+    let name = path.display().to_string();
+    let Checked { policy, problems } = Policy::check_with(&text, Some(cache), Some(enrolled));
+    match policy {
+        None => Err(PolicyError { file: name, problems }.into()),
+        Some(policy) => {
+            let warnings = problems.iter().filter(|p| p.severity == Severity::Warning);
+            let warnings = warnings.map(|p| p.render(&name)).collect();
+            Ok(ReadPolicy { policy, text, warnings })
+        }
+    }
 }
 
 impl Caches {
@@ -281,9 +323,10 @@ impl Caches {
             if key.public() != row.public_key {
                 return Err(CacheError::OtherKey { path, cache: row.name });
             }
-            let (policy, text) = read_policy(&self.places, &row.name)?;
-            db.add_policy(&row.name, &policy.digest, &text, self.clock.now()).await?;
-            let policy = Arc::new(policy);
+            let read = read_policy(&self.places, &row.name, &enrolled(db).await?)?;
+            read.warn(&row.name);
+            db.add_policy(&row.name, &read.policy.digest, &read.text, self.clock.now()).await?;
+            let policy = Arc::new(read.policy);
             let (judge, queue) = mpsc::unbounded_channel();
             let cache = Arc::new(Cache {
                 name: row.name.clone(),
@@ -334,7 +377,8 @@ impl Caches {
         let all = self.all();
         let places = self.places.clone();
         let names: Vec<String> = all.iter().map(|cache| cache.name.clone()).collect();
-        let read = move || names.iter().map(|name| read_policy(&places, name)).collect::<Vec<_>>();
+        let known = enrolled(db).await?;
+        let read = move || names.iter().map(|name| read_policy(&places, name, &known)).collect::<Vec<_>>();
         // a task that dies of a panic leaves everything as it was
         let Ok(read) = tokio::task::spawn_blocking(read).await else { return Ok(false) };
         let broken: Vec<&str> =
@@ -349,12 +393,13 @@ impl Caches {
                     cache.refuse_policy(format!("{}: {source}", path.display()));
                 }
                 Err(e) => cache.refuse_policy(e.to_string()),
-                Ok((policy, _)) if policy == *cache.policy() => cache.accept_policy(),
+                Ok(read) if read.policy == *cache.policy() => cache.accept_policy(),
                 Ok(_) if !good => cache.refuse_policy(elsewhere.clone()),
-                Ok((policy, text)) => {
-                    db.add_policy(&cache.name, &policy.digest, &text, self.clock.now()).await?;
-                    tracing::info!(cache = cache.name, digest = %policy.digest, "policy in force");
-                    cache.put_in_force(policy);
+                Ok(read) => {
+                    db.add_policy(&cache.name, &read.policy.digest, &read.text, self.clock.now()).await?;
+                    tracing::info!(cache = cache.name, digest = %read.policy.digest, "policy in force");
+                    read.warn(&cache.name);
+                    cache.put_in_force(read.policy);
                     changed = true;
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, io, path::PathBuf};
 
-use pushgate_policies::file::{Problem, Severity};
+use pushgate_policies::file::{Enrolled, Problem, Severity};
 use serde::Serialize;
 
 use super::{Report, files, read};
@@ -62,12 +62,12 @@ impl Mistake {
     }
 }
 
-/// Checks files and directories of them.
-pub fn check(arguments: &[PathBuf]) -> io::Result<Report<CheckedFile>> {
+/// Checks files and directories of them; also against those whom a gateway knows, where it is known who they are.
+pub fn check(arguments: &[PathBuf], enrolled: Option<&Enrolled>) -> io::Result<Report<CheckedFile>> {
     let mut checked = vec![];
     for path in files(arguments)? {
         let file = path.display().to_string();
-        checked.push(match read(&path) {
+        checked.push(match read(&path, enrolled) {
             Err(error) => CheckedFile {
                 problems: vec![Mistake::unreadable(&error, &file)],
                 file,

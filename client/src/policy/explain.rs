@@ -28,7 +28,7 @@ pub type Question = PolicyExplain;
 /// Says what the policy says of such a claim, and why.
 pub fn explain(question: &Question) -> Result<Explanation, ExplainError> {
     let file = question.policy.display().to_string();
-    let checked = read(&question.policy)
+    let checked = read(&question.policy, None)
         .map_err(|source| ExplainError::Read { path: question.policy.clone(), source })?;
     let Some(policy) = checked.policy else {
         let mut problems = checked.problems;

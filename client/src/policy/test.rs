@@ -31,7 +31,7 @@ pub fn test(arguments: &[PathBuf]) -> io::Result<Report<TestedFile>> {
     let mut tested = vec![];
     for path in files(arguments)? {
         let file = path.display().to_string();
-        let (tests, problems) = match read(&path) {
+        let (tests, problems) = match read(&path, None) {
             Err(error) => (None, vec![Mistake::unreadable(&error, &file)]),
             Ok(found) => match found.policy {
                 Some(policy) => (Some(policy.run_tests()), vec![]),

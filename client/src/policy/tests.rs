@@ -25,7 +25,7 @@ fn short(text: &str, dir: &Path) -> String {
 fn a_directory_is_checked_file_by_file() {
     let broken = "version = 1\ncache = \"b\"\n[[rule]]\nname = \"r\"\nmatch = {}\nrequire = \"derivaton\"\n";
     let dir = dir(&[("a.toml", GOOD), ("b.toml", broken), ("notes.txt", "no policy")]);
-    let report = check(&[dir.path().to_owned()]).unwrap();
+    let report = check(&[dir.path().to_owned()], None).unwrap();
     assert_eq!(report.exit, Exit::Error);
     assert_eq!(
         short(&report.text(), dir.path()),
@@ -38,21 +38,21 @@ fn a_directory_is_checked_file_by_file() {
     );
     let json = crate::output::json(&report.files);
     assert!(json.contains("\"line\": 6") && json.contains("\"severity\": \"error\""), "{json}");
-    assert_eq!(check(&[dir.path().join("a.toml")]).unwrap().exit, Exit::Accepted);
+    assert_eq!(check(&[dir.path().join("a.toml")], None).unwrap().exit, Exit::Accepted);
 }
 
 #[test]
 fn what_cannot_be_read_is_told() {
     let dir = dir(&[("c.toml", "\u{0}")]);
     let missing = dir.path().join("missing.toml");
-    let report = check(std::slice::from_ref(&missing)).unwrap();
+    let report = check(std::slice::from_ref(&missing), None).unwrap();
     assert_eq!(report.exit, Exit::Error);
     assert!(report.text().contains("missing.toml: No such file"), "{}", report.text());
     fs::write(&missing, [0xff]).unwrap();
-    assert!(check(&[missing]).unwrap().text().contains("is not UTF-8"));
+    assert!(check(&[missing], None).unwrap().text().contains("is not UTF-8"));
     fs::remove_file(dir.path().join("c.toml")).unwrap();
     fs::remove_file(dir.path().join("missing.toml")).unwrap();
-    assert!(check(&[dir.path().to_owned()]).unwrap_err().to_string().contains("has no policy files"));
+    assert!(check(&[dir.path().to_owned()], None).unwrap_err().to_string().contains("has no policy files"));
 }
 
 #[test]

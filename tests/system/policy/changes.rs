@@ -193,3 +193,24 @@ async fn a_policy_that_is_no_file_is_refused() {
     std::os::unix::fs::symlink(forge.dir().join("elsewhere.toml"), &file).unwrap();
     assert!(forge.app.caches.reload_policies(forge.app.db.as_ref()).await.unwrap());
 }
+
+/// A rule that waits for a verifier where none is enrolled is taken, and told of: in the log, and by the check that asks the
+/// gateway.
+#[test]
+fn what_nobody_enrolled_could_meet_is_told() {
+    let gateway = pushgate_tests::process::Gateway::start();
+    let admin = gateway.enrol("ada", &["--role", "admin"]);
+    let text = format!("{HEAD}{}", rule("lib", "{ rebuilds = 1 }"));
+    let file = gateway.data().join("new.toml");
+    std::fs::write(&file, &text).unwrap();
+    let file = file.to_str().unwrap();
+    let offline = admin.run(&["policy", "check", file]).ended_with(0).out;
+    assert!(!offline.contains("verifier"), "{offline}");
+    let asked = admin.run(&["policy", "check", "--enrolled", file]).ended_with(0).out;
+    assert!(asked.contains("warning") && asked.contains("verifier"), "{asked}");
+    assert!(asked.contains(": ok, for the cache main"), "{asked}");
+    assert!(!gateway.log().contains("verifier"), "{}", gateway.log());
+    std::fs::write(gateway.data().join("policies/main.toml"), &text).unwrap();
+    let told = || gateway.log().contains("verifier").then_some(());
+    pushgate_tests::process::wait_for("the gateway to warn of it", told);
+}
