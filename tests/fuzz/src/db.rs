@@ -63,5 +63,6 @@ pub trait Db: Send + Sync + 'static {
         identity: i64,
         rows: &[QuarantineRow],
         expires: u64,
+        now: u64,
     ) -> Result<HashSet<Sha256>, DbError>;
 }

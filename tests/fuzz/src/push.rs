@@ -20,14 +20,14 @@ pub mod upload;
 /// In place of the push that an upload belongs to.
 pub mod session {
     use pushgate_formats::Sha256;
-    use pushgate_policies::Policy;
+    use pushgate_policies::{Limits, Policy};
 
     use super::intake::Plan;
 
     /// Wants every NAR but those whose hash begins with `0xff`.
     pub struct Session {
         pub plan: Plan,
-        pub cache: Cache,
+        pub policy: Policy,
     }
 
     impl Session {
@@ -38,15 +38,9 @@ pub mod session {
         pub fn plan(&self, _nar: &Sha256) -> Plan {
             self.plan.clone()
         }
-    }
 
-    pub struct Cache {
-        pub policy: Policy,
-    }
-
-    impl Cache {
-        pub const fn policy(&self) -> &Policy {
-            &self.policy
+        pub fn limits(&self) -> Limits {
+            self.policy.limits.clone()
         }
     }
 }

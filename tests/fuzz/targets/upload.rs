@@ -25,7 +25,7 @@ use pushgate_fuzz::{
     push::{
         intake::{Compression, DigestWanted, Examined, Examiner, HashAlgoName, IntakeError, Plan},
         quarantine::{Quarantined, ScanSet, examine_again},
-        session::{Cache, Session},
+        session::Session,
         upload::{Upload, UploadError},
     },
 };
@@ -185,8 +185,8 @@ fn upload<'a>(mut parts: impl Iterator<Item = &'a [u8]>) -> Uploaded {
     let blobs = Arc::new(blobs::Memory::default());
     let app = App { blobs: blobs.clone(), memory: Memory::new(MEMORY) };
     let used = Arc::new(AtomicU64::new(0));
-    let budget = Budget { own: used.clone(), most: BUDGET, all: Arc::default(), all_most: BUDGET };
-    let session = Session { plan: PLAN.clone(), cache: Cache { policy: POLICY.clone() } };
+    let budget = Budget { own: used.clone(), most: BUDGET, all: Arc::default(), all_most: BUDGET, day: None };
+    let session = Session { plan: PLAN.clone(), policy: POLICY.clone() };
     let mut upload = Upload::new(&app, Arc::new(session), budget);
     let error = parts
         .try_for_each(|part| {
