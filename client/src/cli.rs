@@ -189,6 +189,9 @@ pub struct PolicyTests {
 ///
 ///   pushgate policy explain --policy main.toml glibc-2.40 --submitter alice --evidence derivation --evidence rebuilds=1
 ///
+/// Without --policy the gateway is asked: it explains by its own policy, and by what it knows, the claims of the path that
+/// you may see.
+///
 /// Exit codes: 0 here is the answer, 1 error, 2 wrong arguments.
 #[derive(Debug, Args)]
 pub struct PolicyExplain {
@@ -196,36 +199,41 @@ pub struct PolicyExplain {
     #[arg(value_name = "PATH|NAME")]
     pub path: String,
     /// The policy file
-    #[arg(long, value_name = "FILE")]
-    pub policy: PathBuf,
+    #[arg(long, value_name = "FILE", requires = "submitter")]
+    pub policy: Option<PathBuf>,
     /// Who pushes it
-    #[arg(long, value_name = "NAME")]
-    pub submitter: String,
+    #[arg(long, value_name = "NAME", requires = "policy")]
+    pub submitter: Option<String>,
     /// The submitter's owner
-    #[arg(long, value_name = "OWNER")]
+    #[arg(long, value_name = "OWNER", requires = "policy")]
     pub owner: Option<String>,
     /// A group that the submitter was given at enrolment; may be repeated
-    #[arg(long = "group", value_name = "GROUP")]
+    #[arg(long = "group", value_name = "GROUP", requires = "policy")]
     pub groups: Vec<String>,
     /// What is known of it: derivation, content-address, rebuilds=N, submitters=N, approvals=N@GROUP, upstream, drawn, waiver,
     /// or a table as in a policy file's test; may be repeated
-    #[arg(long, value_name = "EVIDENCE")]
+    #[arg(long, value_name = "EVIDENCE", requires = "policy")]
     pub evidence: Vec<String>,
     /// The system that it is built for; with the derivation, x86_64-linux where not given
-    #[arg(long, value_name = "SYSTEM")]
+    #[arg(long, value_name = "SYSTEM", requires = "policy")]
     pub system: Option<String>,
     /// The derivation's output that it is
-    #[arg(long, value_name = "OUTPUT")]
+    #[arg(long, value_name = "OUTPUT", requires = "policy")]
     pub output: Option<String>,
     /// A variable of the derivation's environment; may be repeated
-    #[arg(long, value_name = "NAME=VALUE")]
+    #[arg(long, value_name = "NAME=VALUE", requires = "policy")]
     pub env: Vec<String>,
     /// Size of its NAR, such as 4GiB
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", requires = "policy")]
     pub size: Option<String>,
+    /// Name of the cache at the gateway
+    #[arg(long, value_name = "NAME", default_value = "main")]
+    pub cache: String,
     /// Print one JSON document instead of lines
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub gateway: Gateway,
 }
 
 /// Print the JSON schema of policy files, by which editors complete and check them

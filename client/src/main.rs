@@ -12,7 +12,8 @@ use pushgate_client::{
     admin,
     api::printable,
     cli::{
-        Cli, Command, Join, PolicyCommand, Push, Status, Token, admin::Admin, claims::Why, replay::Replay,
+        Cli, Command, Join, PolicyCommand, PolicyExplain, Push, Status, Token, admin::Admin, claims::Why,
+        replay::Replay,
     },
     clock,
     config::ConfigDir,
@@ -143,6 +144,26 @@ async fn run_why(dir: &ConfigDir, args: Why) -> Result<Exit> {
     Ok(if review::is_rejected(&why) { Exit::Rejected } else { Exit::Accepted })
 }
 
+/// What the gateway's own policy makes of the claims of a path.
+async fn explain_at_gateway(args: &PolicyExplain) -> Result<Exit> {
+    let path = review::path(&args.path)?;
+    let session = Session::open(&ConfigDir::from_env()?, args.gateway.url.as_deref())?;
+    let greeting = session.greet().await?;
+    greeting.cache(&session, &args.cache)?;
+    let why = session.api.why(&args.cache, &path, &session.signer()).await;
+    let why = why.map_err(|e| greeting.explain(e))?;
+    let all: Vec<_> = why.claims.into_iter().filter_map(|one| one.explanation).collect();
+    anyhow::ensure!(
+        !all.is_empty(),
+        "the policy of `{}` wasn't asked about `{path}` yet: pushgate why {path} tells what of it there is",
+        printable(&args.cache)
+    );
+    let text =
+        || all.iter().map(|one| output::printable_lines(&one.to_string())).collect::<Vec<_>>().join("\n");
+    print(&if args.json { output::json(&all) } else { text() })?;
+    Ok(Exit::Accepted)
+}
+
 async fn run_replay(args: Replay) -> Result<Exit> {
     let mut failed = None;
     let replayed = policy::replay::run(ConfigDir::from_env, &args, |text| match write(text) {
@@ -190,7 +211,8 @@ async fn run_policy(command: PolicyCommand) -> Result<Exit> {
             (if args.json { output::json(&report.files) } else { report.text() }, report.exit)
         }
         PolicyCommand::Explain(args) => {
-            let explanation = match policy::explain(&args) {
+            let Some(file) = &args.policy else { return explain_at_gateway(&args).await };
+            let explanation = match policy::explain(&args, file) {
                 // several lines, each with its place
                 Err(policy::ExplainError::Policy(error)) => {
                     eprintln!("{}", output::printable_lines(&error.to_string()));

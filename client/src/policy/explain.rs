@@ -1,6 +1,9 @@
 //! `pushgate policy explain`.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use pushgate_policies::{PolicyError, explain::Explanation, file::Severity, scenario::Scenario, units};
 
@@ -25,18 +28,18 @@ pub enum ExplainError {
 /// A policy and a claim to judge by it.
 pub type Question = PolicyExplain;
 
-/// Says what the policy says of such a claim, and why.
-pub fn explain(question: &Question) -> Result<Explanation, ExplainError> {
-    let file = question.policy.display().to_string();
-    let checked = read(&question.policy, None)
-        .map_err(|source| ExplainError::Read { path: question.policy.clone(), source })?;
+/// Says what a policy file says of such a claim, and why.
+pub fn explain(question: &Question, policy: &Path) -> Result<Explanation, ExplainError> {
+    let file = policy.display().to_string();
+    let checked =
+        read(policy, None).map_err(|source| ExplainError::Read { path: policy.to_owned(), source })?;
     let Some(policy) = checked.policy else {
         let mut problems = checked.problems;
         problems.retain(|problem| problem.severity == Severity::Error);
         return Err(PolicyError { file, problems }.into());
     };
     let path = Scenario::path(&question.path).ok_or_else(|| ExplainError::Path(question.path.clone()))?;
-    let mut scenario = Scenario::new(path, &question.submitter);
+    let mut scenario = Scenario::new(path, question.submitter.as_deref().unwrap_or_default());
     scenario.owner.clone_from(&question.owner);
     scenario.groups.clone_from(&question.groups);
     scenario.system.clone_from(&question.system);

@@ -89,7 +89,8 @@ fn question(dir: &Path, arguments: &[&str]) -> Question {
 #[case(&["hello-2.12", "--submitter", "r", "--size", "5 GiB"], "reject", None)]
 fn a_claim_is_explained(#[case] arguments: &[&str], #[case] verdict: &str, #[case] rule: Option<&str>) {
     let dir = dir(&[("a.toml", GOOD)]);
-    let explanation = explain(&question(dir.path(), arguments)).unwrap();
+    let question = question(dir.path(), arguments);
+    let explanation = explain(&question, question.policy.as_deref().unwrap()).unwrap();
     assert_eq!((explanation.verdict.word(), explanation.rule.as_deref()), (verdict, rule));
 }
 
@@ -100,6 +101,7 @@ fn a_claim_is_explained(#[case] arguments: &[&str], #[case] verdict: &str, #[cas
 #[case(&["a", "--submitter", "r", "--evidence", "derivations"], "did you mean `derivation`?")]
 fn a_question_that_makes_no_sense(#[case] arguments: &[&str], #[case] says: &str) {
     let dir = dir(&[("a.toml", GOOD)]);
-    let error = explain(&question(dir.path(), arguments)).unwrap_err().to_string();
+    let question = question(dir.path(), arguments);
+    let error = explain(&question, question.policy.as_deref().unwrap()).unwrap_err().to_string();
     assert!(error.contains(says), "{error}");
 }

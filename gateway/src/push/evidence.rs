@@ -52,7 +52,8 @@ pub struct Sent<'a> {
 }
 
 impl Known {
-    /// Looks up what the policy may ask of these claims, what people said of those whose bytes aren't here too, and notes who vouches for them by having sent their bytes.
+    /// Looks up what the policy may ask of these claims, what people said of those whose bytes aren't here too, and notes who
+    /// vouches for them by having sent their bytes.
     pub async fn gather(
         app: &App,
         cache: &Cache,

@@ -82,6 +82,15 @@ async fn a_claim_is_rejected() {
     let before = stage.forge.snapshot().await;
     let (package, mut pushed) = stage.held("tool", "needs-approval").await;
     let path = package.path().clone();
+    // by the policy in force there, and what the gateway knows of the claim
+    let explained = run(&stage.alices, &format!("policy explain {path}")).ended_with(0).out;
+    assert!(
+        explained.starts_with("hold ") && explained.contains("missing: 1 approval from `core`"),
+        "{explained}"
+    );
+    let nobodys = Package::new("another").build();
+    run(&stage.alices, &format!("policy explain {}", nobodys.path())).ended_with(1);
+    run(&stage.alices, &format!("policy explain {path} --system x86_64-linux")).ended_with(2);
     let said = run(&stage.ada, &format!("admin held reject {path} --reason no-source-for-it"));
     insta::assert_snapshot!("rejected", steady(&said.ended_with(0).out));
     stage.becomes(&mut pushed, &path, PathState::Rejected, Some("refused-by-admin")).await;
