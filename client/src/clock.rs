@@ -22,19 +22,7 @@ pub fn offset_in_words(ours: u64, theirs: u64) -> String {
 
 /// A time that people can read: `2026-11-24 11:38:05Z`.
 pub fn utc(seconds: u64) -> String {
-    // Howard Hinnant's civil_from_days: eras of 400 years that begin on 1 March, so that leap days come last. Beyond the
-    // year 9999 nobody reads dates.
-    let seconds = seconds.min(253_402_300_799);
-    let (days, time) = (seconds / 86_400 + 719_468, seconds % 86_400);
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = era * 400 + year + u64::from(month <= 2);
-    let (hour, minute, second) = (time / 3600, time / 60 % 60, time % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}Z")
+    pushgate_formats::date::rfc3339(seconds).replace('T', " ")
 }
 
 /// The beginning of a day that is written as [`utc`] writes it: `2031-12-24`. `None` for a day that isn't.

@@ -16,6 +16,8 @@ use crate::{
 pub const MAX_PATHS: usize = 20_000;
 /// Most derivations named in one announcement.
 pub const MAX_DERIVATIONS: usize = 200_000;
+/// Most derivations that one announcement asks to have built.
+pub const MAX_BUILDS: usize = 2_000;
 /// Most references of one path.
 pub const MAX_REFERENCES: usize = 20_000;
 /// Largest announcement body, in bytes.
@@ -86,6 +88,12 @@ pub struct Announcement {
     pub derivations: Vec<StorePath>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub realisations: Vec<AnnouncedRealisation>,
+    /// The paths are inputs of rebuilds and builds: content-addressed, kept in quarantine for verifiers, never published.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inputs: bool,
+    /// Derivations, among `derivations`, that verifiers are to build. The announcement needs no paths then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub builds: Vec<StorePath>,
 }
 
 /// One claim: "store path P has NAR hash H, NAR size S, references R".
@@ -185,6 +193,13 @@ pub struct PushStatus {
     /// Derivations whose text the gateway wants.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub wanted_derivations: Vec<StorePath>,
+    /// Paths that verifiers need for rebuilds and builds of this push and that aren't to be had elsewhere: sources and fixed
+    /// outputs, to be sent with an announcement of `inputs`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wanted_inputs: Vec<StorePath>,
+    /// Builds that the push asked for, in its order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub builds: Vec<crate::jobs::BuildStatus>,
     /// Realisations that the push claims; they are held until something else than their submitter backs them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub realisations: Vec<RealisationStatus>,

@@ -3,11 +3,14 @@
 
 pub mod acts;
 pub mod api;
+pub mod attestation;
 pub mod base32;
 pub mod content_address;
+pub mod date;
 pub mod derivation;
 pub mod dsse;
 pub mod hash;
+pub mod jobs;
 pub mod keys;
 pub mod log_leaf;
 pub mod nar;

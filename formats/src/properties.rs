@@ -122,6 +122,8 @@ fn announcement() -> impl Strategy<Value = Announcement> {
             paths,
             derivations,
             realisations,
+            inputs: false,
+            builds: vec![],
         },
     )
 }

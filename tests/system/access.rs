@@ -363,6 +363,8 @@ fn announcement(gateway: &str, now: u64, key: &SecretKey, n: u8) -> Vec<u8> {
         }],
         derivations: vec![],
         realisations: vec![],
+        inputs: false,
+        builds: vec![],
     };
     json(&Envelope::seal(dsse::ANNOUNCEMENT, &json(&announcement), key))
 }

@@ -57,6 +57,8 @@ pub(super) fn seal(
         paths,
         derivations,
         realisations: Vec::new(),
+        inputs: false,
+        builds: vec![],
     };
     let payload = json(&announcement);
     // each form of a large announcement has tens of megabytes: never more than two at once

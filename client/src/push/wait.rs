@@ -118,6 +118,8 @@ mod tests {
             wanted: vec![],
             wanted_derivations: vec![],
             realisations: vec![],
+            wanted_inputs: vec![],
+            builds: vec![],
             notices: vec![],
         };
         let nothing = HashMap::new();

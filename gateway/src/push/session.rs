@@ -329,6 +329,8 @@ impl Session {
             wanted: wanted.into_iter().collect(),
             wanted_derivations: progress.wanted_derivations.clone(),
             notices: progress.notices.clone(),
+            wanted_inputs: vec![],
+            builds: vec![],
             realisations: progress.realisations.clone(),
         }
     }

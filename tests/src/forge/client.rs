@@ -73,6 +73,8 @@ impl Draft {
                 paths: vec![],
                 derivations: vec![],
                 realisations: vec![],
+                inputs: false,
+                builds: vec![],
             },
             key: by.key.clone(),
             nars: BTreeMap::new(),

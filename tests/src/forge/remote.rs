@@ -63,6 +63,8 @@ impl Remote {
                 paths: vec![],
                 derivations: vec![],
                 realisations: vec![],
+                inputs: false,
+                builds: vec![],
             },
             key: by.key.clone(),
             nars: Default::default(),
