@@ -8,6 +8,7 @@ pub mod base32;
 pub mod content_address;
 pub mod date;
 pub mod derivation;
+pub mod difference;
 pub mod dsse;
 pub mod hash;
 pub mod jobs;
