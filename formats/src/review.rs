@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{api::PathState, hash::Sha256, store_path::StorePath};
+use crate::{api::PathState, difference::Report, hash::Sha256, store_path::StorePath};
 
 /// Evidence about a claim, in the order that it came. Times are seconds since 1970, UTC.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,4 +104,31 @@ pub struct PublishedInfo {
     pub time: u64,
     /// Number of its leaf.
     pub leaf: u64,
+}
+
+/// A rebuild that came out differently than a claim says. Times are seconds since 1970, UTC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DifferenceInfo {
+    pub claimed: Sha256,
+    pub rebuilt: Sha256,
+    /// Who got the rebuilt one.
+    pub verifiers: Vec<String>,
+    pub at: u64,
+    /// Absent while it isn't made yet, or where it can't be,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<Report>,
+    /// for this reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Whether a verifier also made a page of it, with diffoscope.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub html: bool,
+}
+
+/// How rebuilds of a path differ from its claims, newest first (`GET /api/v1/caches/CACHE/paths/HASH-NAME/differences`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Differences {
+    pub differences: Vec<DifferenceInfo>,
 }
