@@ -55,6 +55,8 @@ fn main() -> ExitCode {
         owner: Some("o".into()),
         outcome: Outcome::Match,
         inputs_rebuilt: false,
+        nar_hash: None,
+        builds: 1,
     });
     // all of them come to the last rule
     let names = [

@@ -109,18 +109,21 @@ pub enum UpstreamSays {
     Unknown,
 }
 
-/// How a rebuild came out.
+/// How a verifier's builds of the claim's derivation came out, all that it has finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
+    /// Each gave the claim's NAR hash.
     Match,
+    /// Each gave one and the same other NAR hash.
     Mismatch,
-    /// Not reproducible even on the verifier.
+    /// They differ from each other: not reproducible even on the verifier.
     Inconclusive,
+    /// None was finished.
     Failed,
 }
 
-/// A rebuild by a verifier, its attestation checked.
+/// What a verifier reports, its attestations checked: one for each verifier that has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Rebuild {
@@ -129,6 +132,16 @@ pub struct Rebuild {
     pub outcome: Outcome,
     /// Whether every input, down to upstream paths, was itself rebuilt with a match.
     pub inputs_rebuilt: bool,
+    /// What it got, the last time; `None` where it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nar_hash: Option<Sha256>,
+    /// How many finished builds are behind it.
+    #[serde(default = "one")]
+    pub builds: u32,
+}
+
+const fn one() -> u32 {
+    1
 }
 
 /// Who claims the same NAR hash for the same path and has sent the bytes, the claim's own submitter included.
@@ -243,6 +256,13 @@ pub enum Wait {
         need: u32,
         inputs: bool,
     },
+    /// Verifiers of so many further owners, to tell what a mismatch means.
+    Confirmations {
+        have: u32,
+        need: u32,
+    },
+    /// By this verifier, to tell whether it differs from itself.
+    SecondBuild(String),
     Submitters {
         have: u32,
         need: u32,
@@ -289,6 +309,10 @@ impl fmt::Display for Wait {
                 let inputs = if *inputs { " with rebuilt inputs" } else { "" };
                 write!(f, "{}{inputs} ({have} of {need})", count(*need, "rebuild"))
             }
+            Self::Confirmations { have, need } => {
+                write!(f, "{} of the mismatch ({have} of {need})", count(*need, "confirmation"))
+            }
+            Self::SecondBuild(verifier) => write!(f, "a second build by `{verifier}`"),
             Self::Submitters { have, need } => write!(f, "{} ({have} of {need})", count(*need, "submitter")),
             Self::Approvals { have, need, from } => {
                 write!(f, "{} from `{from}` ({have} of {need})", count(*need, "approval"))

@@ -8,6 +8,7 @@ pub mod file;
 pub mod limits;
 pub mod matching;
 pub mod names;
+pub mod rebuilds;
 pub mod record;
 pub mod review;
 mod reviewers;
@@ -21,6 +22,7 @@ pub use decide::decide;
 pub use explain::explain;
 pub use file::{Closure, MAX_POLICY, Needs, Policy, PolicyError, Upstream};
 pub use limits::Limits;
+pub use rebuilds::{RebuildStanding, Rebuilds, Verdict};
 pub use starting::starting_policy;
 
 /// The JSON schema of policy files, for editors.

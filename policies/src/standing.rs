@@ -13,6 +13,9 @@ use crate::{
 /// The word under which a rebuild can be waived.
 pub(crate) const REBUILDS: &str = "rebuilds";
 
+/// What a claim that was drawn for a rebuild needs beside what its rule says.
+pub(crate) const DRAWN: Requirement = Requirement::Rebuilds { n: 1, inputs_rebuilt: false };
+
 /// All that a requirement is judged by.
 #[derive(Clone, Copy)]
 pub(crate) struct Case<'a> {
@@ -64,7 +67,7 @@ impl Case<'_> {
     }
 
     /// Whether somebody of this owner is somebody else than the claim's submitter.
-    fn is_other(&self, owner: Option<&str>) -> bool {
+    pub(crate) fn is_other(&self, owner: Option<&str>) -> bool {
         owner.is_some_and(|owner| owner != self.claimant())
     }
 
@@ -250,7 +253,7 @@ impl Case<'_> {
 }
 
 /// How many different ones there are.
-fn number<'a>(owners: impl Iterator<Item = &'a str>) -> u32 {
+pub(crate) fn number<'a>(owners: impl Iterator<Item = &'a str>) -> u32 {
     u32::try_from(owners.collect::<BTreeSet<_>>().len()).unwrap_or(u32::MAX)
 }
 

@@ -11,6 +11,7 @@ use pushgate_policies::{
         Rebuild, Refusal, UpstreamFact, UpstreamSays, Voucher, Waiver,
     },
     matching::Found,
+    rebuilds::{RebuildStanding, Verdict, stands},
     scenario::Expect,
 };
 
@@ -139,6 +140,10 @@ impl Facts {
     fn judge(&self, policy: &Policy, evidence: &Evidence) -> Decision {
         self.claim(|claim| decide(policy, claim, evidence, self.moment))
     }
+
+    fn stands(&self, policy: &Policy, evidence: &Evidence) -> RebuildStanding {
+        self.claim(|claim| stands(policy, claim, evidence, self.moment))
+    }
 }
 
 fn known<T: Clone + std::fmt::Debug + 'static>(
@@ -206,12 +211,16 @@ fn provenance() -> impl Strategy<Value = Provenance> {
 }
 
 fn rebuild(outcomes: &'static [Outcome]) -> impl Strategy<Value = Rebuild> {
-    (owner(), select(outcomes), any::<bool>()).prop_map(|(owner, outcome, inputs_rebuilt)| Rebuild {
-        verifier: "v".into(),
-        owner,
-        outcome,
-        inputs_rebuilt,
-    })
+    (owner(), select(outcomes), any::<bool>(), option::of(select(&[b"x", b"y"][..])), 1..3u32).prop_map(
+        |(owner, outcome, inputs_rebuilt, got, builds)| Rebuild {
+            verifier: "v".into(),
+            owner,
+            outcome,
+            inputs_rebuilt,
+            nar_hash: got.map(|bytes| Sha256::of(bytes)),
+            builds,
+        },
+    )
 }
 
 fn approval() -> impl Strategy<Value = Approval> {
@@ -443,5 +452,28 @@ proptest! {
                 prop_assert_eq!(then, decision);
             }
         }
+    }
+
+    /// Nobody is asked for what is published, and when those who are asked agree with the claim, nobody else is.
+    #[test]
+    fn as_many_are_asked_as_are_needed(policy in policy(), facts in facts(), mut evidence in evidence()) {
+        let standing = facts.stands(&policy, &evidence);
+        if let Decision::Publish { .. } = facts.judge(&policy, &evidence) {
+            prop_assert!(standing.further == 0 && standing.again.is_empty(), "{:?}", standing);
+        }
+        evidence.rebuilds.extend((0..standing.further).map(|i| Rebuild {
+            verifier: format!("asked-{i}"),
+            owner: Some(format!("asked-owner-{i}")),
+            outcome: Outcome::Match,
+            inputs_rebuilt: true,
+            nar_hash: Some(Sha256::of(b"nar")),
+            builds: 1,
+        }));
+        let after = facts.stands(&policy, &evidence);
+        prop_assert_eq!(after.further, 0);
+        // a match never makes a mismatch out of nothing, nor one that is confirmed
+        let confirmed = matches!(after.verdict, Verdict::Confirmed { .. });
+        prop_assert!(standing.further == 0 || !confirmed);
+        prop_assert!(standing.verdict != Verdict::Nothing || after.verdict == Verdict::Nothing);
     }
 }

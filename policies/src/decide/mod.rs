@@ -4,14 +4,12 @@
 
 use crate::{
     Policy,
-    facts::{Claim, Decision, Evidence, Moment, Outcome, Provenance, UpstreamSays, Wait},
+    facts::{Claim, Decision, Evidence, Moment, Provenance, UpstreamSays, Wait},
     matching::Found,
-    rule::{Requirement, Rule, Then},
-    standing::{Case, Standing, derivations},
+    rebuilds::{Contradiction, Verdict},
+    rule::{OnMismatch, Requirement, Rule, Then},
+    standing::{Case, DRAWN, Standing, derivations},
 };
-
-/// What a claim that was drawn for a rebuild needs beside what its rule says.
-const DRAWN: Requirement = Requirement::Rebuilds { n: 1, inputs_rebuilt: false };
 
 /// Judges a claim. Total: every combination has an answer. Pure: the same arguments, the same answer.
 pub fn decide(policy: &Policy, claim: &Claim<'_>, evidence: &Evidence, moment: Moment) -> Decision {
@@ -36,7 +34,7 @@ pub fn decide(policy: &Policy, claim: &Claim<'_>, evidence: &Evidence, moment: M
             Decision::Reject { rule: None, code: "not-permitted", message }
         }
         Found::Unknown(i) => unknown(&policy.rules[i], &case),
-        Found::Rule(i) => judge(&policy.rules[i], &case),
+        Found::Rule(i) => judge(&policy.rules[i], &case, policy.rebuilds.confirm),
     }
 }
 
@@ -60,7 +58,7 @@ fn unknown(rule: &Rule, case: &Case<'_>) -> Decision {
 }
 
 /// A claim that this rule is for.
-fn judge(rule: &Rule, case: &Case<'_>) -> Decision {
+fn judge(rule: &Rule, case: &Case<'_>, confirm: u32) -> Decision {
     let (claim, evidence) = (case.claim, case.evidence);
     let reject = |code, message| Decision::Reject { rule: Some(rule.name.clone()), code, message };
     let requirement = match &rule.then {
@@ -79,7 +77,13 @@ fn judge(rule: &Rule, case: &Case<'_>) -> Decision {
     let standing = case.stand(requirement);
     let drawn = evidence.drawn.then(|| case.stand(&DRAWN));
     let both = || [Some(&standing), drawn.as_ref()].into_iter().flatten();
-    let (code, message, waits) = if let Some(held) = contradicted(case) {
+    let contradiction = Contradiction::of(case, confirm);
+    let refuted = matches!(contradiction.verdict, Verdict::Confirmed { .. });
+    let rebuilt = rebuilt_otherwise(case, &contradiction);
+    if let (Some((code, message, _)), true, OnMismatch::Reject) = (&rebuilt, refuted, rule.on_mismatch) {
+        return reject(code, message.clone());
+    }
+    let (code, message, waits) = if let Some(held) = otherwise_upstream(case).or(rebuilt) {
         held
     } else if both().all(|standing| standing.met) {
         let mut words: Vec<&str> = both().flat_map(|standing| standing.words.iter().copied()).collect();
@@ -102,24 +106,45 @@ fn judge(rule: &Rule, case: &Case<'_>) -> Decision {
 
 type Held = (&'static str, String, Vec<Wait>);
 
-/// What no rule publishes, whatever else speaks for it.
-fn contradicted(case: &Case<'_>) -> Option<Held> {
-    let (claim, evidence) = (case.claim, case.evidence);
-    for upstream in &evidence.upstreams {
-        if let UpstreamSays::Other(hash) = upstream.says {
+/// What an upstream says otherwise: no rule publishes it, whatever else speaks for it.
+fn otherwise_upstream(case: &Case<'_>) -> Option<Held> {
+    let claim = case.claim;
+    case.evidence.upstreams.iter().find_map(|upstream| {
+        let UpstreamSays::Other(hash) = upstream.says else { return None };
+        let message = format!(
+            "`{}` has `{}` with the NAR hash `{hash}`, not `{}`",
+            upstream.url, claim.path, claim.nar_hash
+        );
+        Some(("conflicts-with-upstream", message, vec![Wait::Person]))
+    })
+}
+
+/// What rebuilds say otherwise. A waiver lets a claim go without them, and past what they leave open; it can't make true
+/// what they have shown to be wrong.
+fn rebuilt_otherwise(case: &Case<'_>, contradiction: &Contradiction<'_>) -> Option<Held> {
+    let (claim, verifiers) = (case.claim, contradiction.verifiers());
+    let waived = case.rebuild_is_waived();
+    match contradiction.verdict {
+        Verdict::Confirmed { got } => {
             let message = format!(
-                "`{}` has `{}` with the NAR hash `{hash}`, not `{}`",
-                upstream.url, claim.path, claim.nar_hash
+                "`{}` was claimed with the NAR hash `{}`, but its derivation yields `{got}`: so found {verifiers}",
+                claim.path, claim.nar_hash
             );
-            return Some(("conflicts-with-upstream", message, vec![Wait::Person]));
+            Some(("rebuild-mismatch", message, vec![Wait::Person]))
         }
+        Verdict::Unconfirmed if !waived => {
+            let message = format!("a rebuild of `{}` by {verifiers} came out differently", claim.path);
+            Some(("rebuild-mismatch", message, contradiction.waits()))
+        }
+        Verdict::Irreproducible if !waived => {
+            let message = format!(
+                "rebuilds of `{}` differ from each other, so that it isn't reproducible: {verifiers} got something else",
+                claim.path
+            );
+            Some(("rebuild-inconclusive", message, vec![Wait::Person]))
+        }
+        _ => None,
     }
-    let differing = evidence.rebuilds.iter().find(|rebuild| rebuild.outcome == Outcome::Mismatch)?;
-    if case.rebuild_is_waived() {
-        return None;
-    }
-    let message = format!("a rebuild of `{}` by `{}` came out differently", claim.path, differing.verifier);
-    Some(("rebuild-mismatch", message, vec![Wait::Person]))
 }
 
 /// What a claim that isn't contradicted still lacks.
@@ -132,7 +157,7 @@ fn lacking(rule: &Rule, case: &Case<'_>, lacking: Vec<&Standing<'_>>) -> Held {
             waits.push(wait.clone());
         }
     }
-    let mut message = match code {
+    let message = match code {
         "needs-derivation" if matches!(provenance, Provenance::Unproven { .. }) => {
             needs_derivation(claim, provenance)
         }
@@ -141,20 +166,6 @@ fn lacking(rule: &Rule, case: &Case<'_>, lacking: Vec<&Standing<'_>>) -> Held {
         }
         _ => format!("of `{}`, {}", claim.path, asks(rule, case)),
     };
-    // no number of further rebuilds need settle it: a person may have to waive them
-    let unsure = case.evidence.rebuilds.iter().find(|rebuild| rebuild.outcome == Outcome::Inconclusive);
-    if let (true, Some(unsure)) = (code == "needs-rebuild", unsure) {
-        message = format!(
-            "rebuilds of `{}` by `{}` differ from each other: it isn't reproducible there; {}",
-            claim.path,
-            unsure.verifier,
-            asks(rule, case)
-        );
-        if !waits.contains(&Wait::Person) {
-            waits.push(Wait::Person);
-        }
-        return ("rebuild-inconclusive", message, waits);
-    }
     (code, message, waits)
 }
 

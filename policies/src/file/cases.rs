@@ -42,7 +42,7 @@ pub(crate) const EVIDENCE_WORDS: &[&str] =
 /// Evidence that is a table: the field that says which, and what may stand beside it.
 pub(crate) const EVIDENCE_TABLES: &[(&str, &[&str])] = &[
     ("upstream", &["says"]),
-    ("rebuilds", &["outcome", "inputs", "owner"]),
+    ("rebuilds", &["outcome", "inputs", "owner", "got", "builds"]),
     ("submitters", &[]),
     ("approvals", &["from", "by", "owner"]),
     ("refusal", &[]),
@@ -193,7 +193,7 @@ impl Names<'_> {
         };
         let more =
             EVIDENCE_TABLES.iter().find(|(known, _)| *known == name).map_or(&[][..], |(_, more)| *more);
-        for field in table.which(&["says", "outcome", "inputs", "owner", "from", "by"]) {
+        for field in table.which(&["says", "outcome", "inputs", "owner", "got", "builds", "from", "by"]) {
             if !more.contains(&field) {
                 problems.error(value.span(), format!("`{field}` has no meaning beside `{name}`"));
             }
@@ -217,6 +217,8 @@ impl Names<'_> {
                     })
                     .unwrap_or(false),
                 owner: own("owner", problems),
+                got: own("got", problems),
+                builds: table.read("builds", problems, few),
             }),
             "submitters" => Some(Given::Submitters { n: few(argument, problems)? }),
             "approvals" => {

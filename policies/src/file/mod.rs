@@ -22,6 +22,7 @@ pub use problem::{Place, PolicyError, Problem, Severity};
 
 use crate::{
     limits::{Limits, Retention, SubmitterLimit},
+    rebuilds::Rebuilds,
     rule::{Condition, Field, Group, Requirement, Rule, Then},
     scenario::{Given, TestCase},
 };
@@ -42,6 +43,7 @@ pub struct Policy {
     /// In the order of the file.
     pub submitter_limits: Vec<SubmitterLimit>,
     pub retention: Retention,
+    pub rebuilds: Rebuilds,
     pub upstreams: Vec<Upstream>,
     /// In the order of the file; at least one.
     pub rules: Vec<Rule>,

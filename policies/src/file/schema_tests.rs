@@ -31,6 +31,7 @@ fn words(value: &Value) -> Vec<&str> {
 #[case("/$defs/limits/properties", head::LIMITS)]
 #[case("/$defs/limit/properties", head::LIMIT)]
 #[case("/$defs/retention/properties", head::RETENTION)]
+#[case("/$defs/rebuilds/properties", head::REBUILDS)]
 #[case("/$defs/upstream/properties", head::UPSTREAM)]
 #[case("/$defs/rule/properties", rules::RULE)]
 #[case("/$defs/rule/properties/sample/properties", rules::SAMPLE)]

@@ -20,6 +20,8 @@ use crate::{
 
 /// When a scenario plays; nothing depends on it.
 const NOW: u64 = 1_700_000_000;
+/// What is claimed.
+const CLAIMED: &[u8] = b"the claimed contents";
 /// System of what is built, where none is given.
 pub const SYSTEM: &str = "x86_64-linux";
 /// Builder of what is built, where none is given.
@@ -65,6 +67,10 @@ pub enum Given {
         inputs_rebuilt: bool,
         /// Default: an owner of each one's own.
         owner: Option<String>,
+        /// Stands for what was got instead; the same word is the same contents.
+        got: Option<String>,
+        /// How many builds each has finished. Default: 1; 2 where they differ from each other.
+        builds: Option<u32>,
     },
     /// So many different owners in all, the submitter's own included if he has one.
     Submitters {
@@ -177,7 +183,7 @@ impl Scenario {
         let claim = Claim {
             cache: &policy.cache,
             path: &self.path,
-            nar_hash: Sha256::of(b"the claimed contents"),
+            nar_hash: Sha256::of(CLAIMED),
             nar_size: self.size,
             submitter: Identity { name: &self.submitter, owner: self.owner.as_deref(), groups: &self.groups },
             content_addressed: if known(Unknown::ContentAddressed) {
@@ -216,12 +222,23 @@ impl Scenario {
                 let url = url.as_ref().or_else(|| policy.upstreams.first().map(|upstream| &upstream.url));
                 facts.upstreams.extend(url.map(|url| UpstreamFact { url: url.clone(), says }));
             }
-            Given::Rebuilds { n, outcome, inputs_rebuilt, owner } => {
-                facts.rebuilds.extend((1..=*n).map(|i| Rebuild {
+            Given::Rebuilds { n, outcome, inputs_rebuilt, owner, got, builds } => {
+                let other = got.as_deref().unwrap_or("other contents");
+                let (nar_hash, usual) = match outcome {
+                    Outcome::Match => (Some(Sha256::of(CLAIMED)), 1),
+                    Outcome::Mismatch => (Some(Sha256::of(other.as_bytes())), 1),
+                    Outcome::Inconclusive => (Some(Sha256::of(other.as_bytes())), 2),
+                    Outcome::Failed => (None, 0),
+                };
+                // each table adds verifiers to those before it
+                let before = u32::try_from(facts.rebuilds.len()).unwrap_or(u32::MAX);
+                facts.rebuilds.extend((1..=*n).map(|i| before.saturating_add(i)).map(|i| Rebuild {
                     verifier: format!("verifier-{i}"),
                     owner: Some(owner.clone().unwrap_or_else(|| format!("verifier-owner-{i}"))),
                     outcome: *outcome,
                     inputs_rebuilt: *inputs_rebuilt,
+                    nar_hash,
+                    builds: builds.unwrap_or(usual),
                 }));
             }
             Given::Submitters { n } => {

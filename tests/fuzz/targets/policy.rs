@@ -34,6 +34,8 @@ fn evidence(policy: &Policy, bits: u64) -> Evidence {
             owner: some(bit(5)),
             outcome,
             inputs_rebuilt: bit(6),
+            nar_hash: bit(45).then(|| Sha256::of(if bit(46) { b"a" } else { b"b" })),
+            builds: 1 + u32::from(bit(47)),
         });
     }
     if bit(7) {
