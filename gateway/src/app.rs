@@ -19,7 +19,13 @@ use crate::{
     db::{Db, DbError, EnrolledKey, GatewayRow, NewEvent, sqlite::Sqlite},
     error::ApiError,
     limits::{self, Budget, Disk, Full, Memory, Place, Places as UploadPlaces, Shares},
-    push::{derivations::Derivations, judge, recover, session::Sessions},
+    push::{
+        derivations::Derivations,
+        judge,
+        rebuild::{self, Rebuilds},
+        recover,
+        session::Sessions,
+    },
     upstream::Upstreams,
 };
 
@@ -70,6 +76,8 @@ pub struct App {
     /// Work that goes on after its request.
     pub background: Background,
     pub invites: crate::identities::Attempts,
+    /// Stage 7.
+    pub rebuilds: Rebuilds,
     /// Wakes those who wait for events.
     news: watch::Sender<()>,
     submitters: Mutex<HashMap<i64, Arc<Submitter>>>,
@@ -189,6 +197,7 @@ impl App {
             );
         }
         let quarantined = Arc::new(AtomicU64::new(db.quarantine_total().await?));
+        let (rebuilds, ends) = Rebuilds::new();
         let app = Arc::new(Self {
             db,
             blobs,
@@ -209,6 +218,7 @@ impl App {
             examining: Arc::new(Semaphore::new(
                 std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
             )),
+            rebuilds,
             revealed: Mutex::default(),
             unrevealed: std::sync::atomic::AtomicBool::new(false),
             orphans: Mutex::default(),
@@ -243,10 +253,14 @@ impl App {
                 judges.background.spawn(judge::run(judges.clone(), cache, queue));
             }
         });
+        rebuild::start(&app, ends);
         app.background.spawn(recover::tend(app.clone()));
         app.background.spawn(recover::watch_policies(app.clone()));
         app.background.spawn(crate::acts::follow_host(app.clone()));
         recover::judge_open(&app).await?;
+        for cache in app.caches.all() {
+            app.rebuilds.ask(rebuild::demand::Ask::Builds(cache));
+        }
         Ok(app)
     }
 

@@ -24,6 +24,8 @@ use crate::{
 const ONE: Duration = Duration::from_millis(2500);
 /// How long all questions of one push may take together.
 const ALL: Duration = Duration::from_secs(4);
+/// How long a NAR may stall.
+const STALLED: Duration = Duration::from_secs(60);
 /// Questions of one push at most; what is beyond is unknown.
 const QUESTIONS: usize = 20_000;
 /// Questions under way at once.
@@ -77,6 +79,24 @@ pub enum Found {
     Unknown(String),
 }
 
+/// A file of an upstream, as it comes.
+pub struct Foreign {
+    response: reqwest::Response,
+    /// Bytes that may still come.
+    left: u64,
+}
+
+impl Foreign {
+    /// The next piece. More than the narinfo leads to expect is an error.
+    pub async fn next(&mut self) -> std::io::Result<Option<bytes::Bytes>> {
+        let piece = self.response.chunk().await.map_err(|e| std::io::Error::other(root_cause(&e)))?;
+        let Some(piece) = piece else { return Ok(None) };
+        let more = || std::io::Error::other("the upstream sends more than its narinfo says");
+        self.left = self.left.checked_sub(piece.len() as u64).ok_or_else(more)?;
+        Ok(Some(piece))
+    }
+}
+
 /// How the questions to one upstream ended.
 enum End {
     Answered,
@@ -88,6 +108,8 @@ enum End {
 /// Asks upstreams and remembers. One for the whole gateway.
 pub struct Upstreams {
     http: reqwest::Client,
+    /// For NARs, which may take their time as long as bytes come.
+    files: reqwest::Client,
     clock: Clock,
     /// (URL, hash part) → until when "not there" is believed.
     absent: quick_cache::sync::Cache<(String, String), u64>,
@@ -105,9 +127,15 @@ impl Upstreams {
             .timeout(ONE)
             .redirect(reqwest::redirect::Policy::limited(3))
             .build()?;
+        let files = reqwest::Client::builder()
+            .user_agent(concat!("pushgate/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(ONE)
+            .read_timeout(STALLED)
+            .redirect(reqwest::redirect::Policy::limited(3))
+            .build()?;
         let absent = quick_cache::sync::Cache::new(ABSENT_KEPT);
         let singles = tokio::sync::Semaphore::new(AT_ONCE);
-        Ok(Self { http, clock, absent, resting: Default::default(), singles })
+        Ok(Self { http, files, clock, absent, resting: Default::default(), singles })
     }
 
     /// What is remembered to be at the upstreams, without asking them.
@@ -154,6 +182,25 @@ impl Upstreams {
             }
         }
         unknown.map_or(Found::Absent, Found::Unknown)
+    }
+
+    /// Fetches the NAR of a narinfo that was checked. Whether the bytes are right, whoever unpacks them finds out.
+    pub async fn file(&self, url: &str, info: &UnverifiedNarInfo) -> Result<Foreign, String> {
+        // relative, as binary caches have it: an upstream doesn't send the gateway elsewhere
+        if info.url.contains("://")
+            || info.url.starts_with('/')
+            || info.url.split('/').any(|part| part == "..")
+        {
+            return Err(format!("`{}` is no file below it", crate::error::clean(&info.url)));
+        }
+        let response =
+            self.files.get(format!("{url}/{}", info.url)).send().await.map_err(|e| root_cause(&e))?;
+        if response.status() != 200 {
+            return Err(format!("it answered {}", response.status().as_u16()));
+        }
+        // compression may cost a little
+        let left = info.file_size.unwrap_or(info.nar_size + info.nar_size / 64 + (1 << 16));
+        Ok(Foreign { response, left })
     }
 
     /// Asks for what isn't remembered. Takes [`ALL`] at most, and [`QUESTIONS`]; what isn't answered by then is unknown.

@@ -6,6 +6,7 @@
 
 mod acts;
 mod evidence;
+mod jobs;
 pub mod sqlite;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -15,12 +16,16 @@ use pushgate_formats::{
     Sha256, StorePath,
     acts::{ActDone, TokenInfo},
     api::{PathState, PathStatus, RealisationStatus},
+    jobs::BuiltOutput,
     keys::{KeyName, PublicKey},
 };
 
 pub use acts::{Acted, Change, EventRow, GATEWAY, GATEWAY_HOST, IdentityRow, KeyRow, NewEvent, SignedAct};
 pub use evidence::{
     ClaimShown, Decided, DecisionRow, EvidenceKind, EvidenceRow, HeldDecision, NewDecision, NewEvidence,
+};
+pub use jobs::{
+    AttestationRow, BuildRow, DifferenceRow, JobEnd, JobRow, JobState, MismatchRow, NewJob, RebuildRow, Taker,
 };
 pub use pushgate_formats::api::Role;
 
@@ -100,6 +105,8 @@ pub struct EnrolledKey {
     pub caches: Option<Vec<String>>,
     pub expires: Option<u64>,
     pub revoked: Option<u64>,
+    /// Since when nothing that it has sent is published: verifiers got other contents than it claimed.
+    pub held: Option<u64>,
 }
 
 /// Largest build log, in bytes.
@@ -576,6 +583,52 @@ pub trait Db: Send + Sync + 'static {
         rows: &[UpstreamRow],
         now: u64,
     ) -> Result<()>;
+
+    /// Adds jobs; one that is there already by its derivation and turn is left as it is.
+    async fn add_jobs(&self, jobs: &[NewJob], now: u64) -> Result<()>;
+    async fn jobs_of(&self, cache: &str, derivations: &[StorePath]) -> Result<Vec<JobRow>>;
+    async fn job(&self, id: &str) -> Result<Option<JobRow>>;
+    /// Leases jobs, at most one to each of these verifiers, in their order. A verifier gets none of a derivation that another of
+    /// its owner has or had, but for a second build of its own.
+    async fn take_jobs(&self, takers: &[Taker], now: u64, until: u64) -> Result<Vec<Option<JobRow>>>;
+    /// Extends a lease; false where it isn't this one any more.
+    async fn extend_lease(&self, job: &str, token: &Sha256, until: u64) -> Result<bool>;
+    /// Takes leases back that ran out: their jobs are given out again, or fail after so many attempts. Gives those that
+    /// changed.
+    async fn return_jobs(&self, now: u64, attempts: u32) -> Result<Vec<JobRow>>;
+    /// Ends the leased job, with its rebuilds and their attestation; false where the lease isn't this one any more.
+    async fn end_job(&self, job: &str, token: &Sha256, end: &JobEnd, now: u64) -> Result<bool>;
+    /// Ends a job that nobody has taken or that nobody needs.
+    async fn cancel_job(&self, job: &str, code: &str, message: &str, now: u64) -> Result<()>;
+    /// Adds to a job's log, from a byte on; gives the log's length. What doesn't begin where the log ends, or would make it
+    /// longer than `most`, isn't taken.
+    async fn add_job_log(&self, job: &str, at: u64, bytes: &[u8], most: u64) -> Result<u64>;
+    /// A piece of a job's log.
+    async fn job_log(&self, job: &str, from: u64, most: u64) -> Result<Vec<u8>>;
+    /// What verifiers got for these paths, oldest first, as far as it counts.
+    async fn rebuilds(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<RebuildRow>>;
+    /// The outputs of a job.
+    async fn built(&self, job: &str) -> Result<Vec<BuiltOutput>>;
+    /// The attestations of these jobs.
+    async fn attestations(&self, jobs: &[String]) -> Result<Vec<AttestationRow>>;
+    /// Has a claim judged again when one of these paths is published.
+    async fn wait_on(&self, cache: &str, push: &str, claim: i64, paths: &[StorePath]) -> Result<()>;
+    /// Adds builds that a push asks for, in order.
+    async fn add_builds(&self, builds: &[BuildRow], now: u64) -> Result<()>;
+    async fn builds(&self, push: &str) -> Result<Vec<BuildRow>>;
+    /// Builds that have no job yet and wait for something.
+    async fn waiting_builds(&self, cache: &str, now: u64) -> Result<Vec<BuildRow>>;
+    /// Notes a build's job, what it waits for, or why there is none.
+    async fn update_build(&self, build: &BuildRow) -> Result<()>;
+    /// How many builds an identity has under way, and how many it has asked for since a time.
+    async fn builds_of(&self, identity: i64, since: u64) -> Result<(u64, u64)>;
+    async fn add_difference(&self, cache: &str, row: &DifferenceRow) -> Result<()>;
+    async fn differences(&self, cache: &str, path: &StorePath) -> Result<Vec<DifferenceRow>>;
+    /// Records a confirmed mismatch with what follows from it for its key or submitter, both or neither; false where that is
+    /// recorded already.
+    async fn add_mismatch(&self, row: &MismatchRow, event: &NewEvent) -> Result<bool>;
+    /// Confirmed mismatches of an identity: the newest one's time, and how many.
+    async fn mismatches_of(&self, identity: i64) -> Result<(Option<u64>, u64)>;
 
     /// The leaf of a published path: its number and body.
     async fn leaf_of(&self, cache: &str, path: &StorePath) -> Result<Option<(u64, Vec<u8>)>>;

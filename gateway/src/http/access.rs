@@ -17,12 +17,13 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::future::Either;
+use pushgate_formats::Sha256;
 use tower::{Layer, Service, ServiceExt};
 
 use crate::{
     acts::{claims::may_review, may_administer},
     app::App,
-    db::{EnrolledKey, Role, TokenHolder},
+    db::{EnrolledKey, JobRow, Role, TokenHolder},
     error::ApiError,
     identities::{is_push_token, signed_request},
     push::{session::Session, signature::may_push, stock::Pusher},
@@ -48,6 +49,10 @@ pub enum Access {
     Member,
     /// An admin who may act, or one whom the cache's policy asks for approvals, by a signed request.
     Reviewer,
+    /// A verifier, by a signed request.
+    Verifier,
+    /// The verifier that has the job's lease, or has done it, by the lease's token.
+    Job,
     /// The holder of a submitter's token for this cache, as stock Nix has it from its netrc file.
     Token,
 }
@@ -136,6 +141,27 @@ async fn admit(app: &Arc<App>, access: Access, request: &mut Request) -> Result<
             if key.role == Role::Verifier {
                 return Err(ApiError::forbidden(format!("`{}` is a verifier", key.identity_name)));
             }
+            request.extensions_mut().insert(key);
+        }
+        Access::Verifier => {
+            let key = by_key_alone(app, &credentials).await?;
+            if key.role != Role::Verifier {
+                let message = format!("`{}` is a {}, not a verifier", key.identity_name, key.role.as_str());
+                return Err(ApiError::forbidden(message));
+            }
+            if key.frozen {
+                return Err(ApiError::new(
+                    http::StatusCode::FORBIDDEN,
+                    "identity-frozen",
+                    format!("`{}` is frozen by an admin", key.identity_name),
+                ));
+            }
+            request.extensions_mut().insert(key);
+        }
+        Access::Job => {
+            let id = params.get("job").map_or("", String::as_str);
+            let (job, key) = job(app, &credentials, id).await?;
+            request.extensions_mut().insert(job);
             request.extensions_mut().insert(key);
         }
         Access::Reviewer => {
@@ -241,6 +267,44 @@ impl Credentials {
             target: request.uri().path_and_query().map_or_else(String::new, |p| p.as_str().to_owned()),
         }
     }
+}
+
+/// The job whose token a request carries, with its verifier's key: as bearer, or as the password that Nix has in its netrc
+/// file.
+async fn job(app: &App, credentials: &Credentials, id: &str) -> Result<(JobRow, EnrolledKey), ApiError> {
+    let missing = || {
+        ApiError::new(
+            http::StatusCode::UNAUTHORIZED,
+            "token-missing",
+            "this needs the token of the job's lease",
+        )
+    };
+    let basic = || {
+        let text = String::from_utf8(STANDARD.decode(credentials.basic.as_deref()?).ok()?).ok()?;
+        Some(text.split_once(':')?.1.to_owned())
+    };
+    let token = credentials.bearer.clone().or_else(basic).ok_or_else(missing)?;
+    let lost = || {
+        let message = "this isn't the token of the job's lease: it ran out, or the job was given to another";
+        ApiError::new(http::StatusCode::FORBIDDEN, "lease-lost", message)
+    };
+    let row = app.db.job(id).await?.ok_or_else(lost)?;
+    let given = Sha256::of(token.as_bytes());
+    // of two hashes: how long the comparison takes tells nothing of the token
+    if row.token != Some(given) {
+        return Err(lost());
+    }
+    let key = row.key.as_ref().ok_or_else(lost)?;
+    let key = app.db.key(&key.bytes()).await?.ok_or_else(lost)?;
+    let expired = key.expires.is_some_and(|expires| expires <= app.clock.now());
+    if key.revoked.is_some() || key.frozen || expired || key.role != Role::Verifier {
+        return Err(ApiError::new(
+            http::StatusCode::FORBIDDEN,
+            "key-revoked",
+            format!("the key `{}` counts no more", key.key.name()),
+        ));
+    }
+    Ok((row, key))
 }
 
 /// The push, if the request carries its token. A wrong token is refused, none at all is `None`.

@@ -6,6 +6,7 @@ pub mod admin;
 mod files;
 pub mod health;
 pub mod identity;
+pub mod jobs;
 mod limited;
 mod patience;
 pub mod public;
@@ -41,7 +42,9 @@ struct Route(Method, &'static str, Access, MethodRouter<Arc<App>>);
 
 /// Every route of the gateway.
 fn routes() -> Vec<Route> {
-    use Access::{Admin, Anybody, Member, Push, PushOrOwner, Reviewer, Signed, Submitter, Token};
+    use Access::{
+        Admin, Anybody, Job, Member, Push, PushOrOwner, Reviewer, Signed, Submitter, Token, Verifier,
+    };
     let read = |path, handler| Route(Method::GET, path, Anybody, handler);
     vec![
         read("/healthz", get(health::healthz)),
@@ -56,9 +59,27 @@ fn routes() -> Vec<Route> {
         Route(Method::GET, "/api/v1/pushes/{push}", PushOrOwner, get(pushes::status)),
         Route(Method::POST, "/api/v1/pushes/{push}/derivations", Push, post(pushes::derivations)),
         Route(Method::POST, "/api/v1/pushes/{push}/nars", Push, post(upload::nars)),
+        Route(
+            Method::GET,
+            "/api/v1/pushes/{push}/builds/{derivation}/log",
+            PushOrOwner,
+            get(jobs::build_log),
+        ),
+        Route(Method::POST, "/api/v1/jobs/lease", Verifier, post(jobs::lease)),
+        Route(Method::POST, "/api/v1/jobs/{job}/heartbeat", Job, post(jobs::heartbeat)),
+        Route(Method::POST, "/api/v1/jobs/{job}/log", Job, post(jobs::log)),
+        Route(Method::POST, "/api/v1/jobs/{job}/result", Job, post(jobs::result)),
+        Route(Method::PUT, "/api/v1/jobs/{job}/nars/{hash}", Job, put(jobs::nar)),
+        Route(Method::GET, "/api/v1/jobs/{job}/view/{*file}", Job, get(jobs::view)),
         Route(Method::POST, "/api/v1/caches/{cache}/tokens", Submitter, post(tokens::make)),
         Route(Method::POST, "/api/v1/acts", Signed, post(admin::act)),
         Route(Method::GET, "/api/v1/caches/{cache}/paths/{path}/why", Member, get(review::why)),
+        Route(
+            Method::GET,
+            "/api/v1/caches/{cache}/paths/{path}/differences",
+            Member,
+            get(review::differences),
+        ),
         Route(Method::GET, "/api/v1/caches/{cache}/held", Reviewer, get(review::held)),
         Route(Method::GET, "/api/v1/caches/{cache}/conflicts", Reviewer, get(review::conflicts)),
         Route(Method::GET, "/api/v1/caches/{cache}/decisions", Reviewer, get(review::decisions)),

@@ -22,6 +22,7 @@ enum Kind {
     Listing,
     Nar,
     Log,
+    Attestations,
 }
 
 impl Kind {
@@ -40,6 +41,10 @@ impl Kind {
                 .is_ok_and(|path| path.is_derivation())
                 .then_some(Self::Log);
         }
+        if let Some(rest) = name.strip_prefix("attestations/") {
+            let hash = rest.strip_suffix(".jsonl")?;
+            return is_hash_part(hash).then_some(Self::Attestations);
+        }
         let (hash, suffix) = name.split_once('.')?;
         match suffix {
             _ if !is_hash_part(hash) => None,
@@ -54,6 +59,7 @@ impl Kind {
             Self::Info => "text/x-nix-cache-info",
             Self::NarInfo => "text/x-nix-narinfo",
             Self::Listing => "application/json",
+            Self::Attestations => "application/jsonl",
             Self::Nar => "application/x-nix-nar",
             // whatever it holds, it is shown as text
             Self::Log => "text/plain; charset=utf-8",
@@ -64,7 +70,9 @@ impl Kind {
     const fn cache_control(self) -> &'static str {
         match self {
             Self::Nar => "public, max-age=31536000, immutable",
-            Self::Info | Self::NarInfo | Self::Listing | Self::Log => "public, max-age=300",
+            Self::Info | Self::NarInfo | Self::Listing | Self::Log | Self::Attestations => {
+                "public, max-age=300"
+            }
         }
     }
 }
@@ -214,6 +222,8 @@ mod tests {
     #[case("nar/0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73.nar.xz", Some(Kind::Nar))]
     #[case("log/0mdqa9w1p6cmli6976v4wi0sw9r4p5pr-a.drv", Some(Kind::Log))]
     #[case("log/0mdqa9w1p6cmli6976v4wi0sw9r4p5pr-a", None)]
+    #[case("attestations/0mdqa9w1p6cmli6976v4wi0sw9r4p5pr.jsonl", Some(Kind::Attestations))]
+    #[case("attestations/../../keys/main.jsonl", None)]
     #[case("log/../../keys/main.drv", None)]
     #[case("nar/../../keys/main.secret", None)]
     #[case("../keys/main.secret", None)]

@@ -33,6 +33,8 @@ use crate::{
 
 /// Longest that a question waits for a change, in seconds.
 const MAX_WAIT: u64 = 30;
+/// The same for a push with builds.
+const BUILDS_WAIT: u64 = 2;
 /// Questions for what is missing, read and answered at once.
 pub const QUESTIONS: usize = 4;
 /// Longest that a large body waits for its turn to be read.
@@ -200,7 +202,9 @@ pub async fn announce(
     let most = largest_announcement(&app);
     let (raw, held) = read_body_held(&app, request, most, "announcement-malformed", ANNOUNCING).await?;
     let session = push::announce(&app, &cache, raw, (turn, held)).await?;
-    Ok(Json(Announced { token: push_token(&app.secret, &session.id), status: session.status() }))
+    let mut status = session.status();
+    status.builds = push::rebuild::builds::status(&app, &session).await?;
+    Ok(Json(Announced { token: push_token(&app.secret, &session.id), status }))
 }
 
 /// `POST /api/v1/pushes/PUSH/derivations`
@@ -265,6 +269,8 @@ pub async fn status(
 ) -> Result<Json<PushStatus>, ApiError> {
     let mut changed = session.watch();
     let mut stopping = app.stopping.subscribe();
+    // of builds something is new at any time, also between two questions
+    let most = if session.builds.is_empty() { MAX_WAIT } else { BUILDS_WAIT };
     let reached = async {
         while !session.is_settled(query.until == Until::Terminal) {
             tokio::select! {
@@ -274,8 +280,9 @@ pub async fn status(
         }
     };
     // over or not, the answer is the state as it is
-    let _ = tokio::time::timeout(Duration::from_secs(query.wait.min(MAX_WAIT)), reached).await;
+    let _ = tokio::time::timeout(Duration::from_secs(query.wait.min(most)), reached).await;
     let mut status = session.status();
+    status.builds = push::rebuild::builds::status(&app, &session).await?;
     if session.kind == PushKind::NarInfo {
         // the list counts the paths of a day together: here they are
         let rows = app.db.claims_beside(&session.id).await?;

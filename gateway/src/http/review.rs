@@ -10,7 +10,7 @@ use pushgate_formats::{
     StorePath,
     api::PathState,
     log_leaf::PublishLeaf,
-    review::{ClaimInfo, Conflict, DecisionInfo, EvidenceInfo, HeldClaims, PublishedInfo},
+    review::{ClaimInfo, Conflict, DecisionInfo, Differences, EvidenceInfo, HeldClaims, PublishedInfo},
 };
 use pushgate_policies::{
     record::Recorded,
@@ -24,6 +24,7 @@ use crate::{
     caches::Cache,
     db::{ClaimShown, Decided, EnrolledKey, EvidenceKind, EvidenceRow},
     error::ApiError,
+    push::rebuild::follow,
 };
 
 /// Claims on one page, and conflicts.
@@ -160,6 +161,20 @@ pub async fn why(
         claims.push(WhyClaim { claim, explanation });
     }
     Ok(Json(Why { path, cache: cache.name.clone(), policy: policy.digest, published, claims }))
+}
+
+/// `GET /api/v1/caches/CACHE/paths/HASH-NAME/differences`: to submitters about their own claims, to those who review of all.
+pub async fn differences(
+    State(app): State<Arc<App>>,
+    Extension(key): Extension<EnrolledKey>,
+    Path((name, path)): Path<(String, String)>,
+) -> Result<Json<Differences>, ApiError> {
+    let cache = super::pushes::cache(&app, &name).await?;
+    let reviews = crate::acts::claims::may_review(&cache, &key).is_ok();
+    let only_of = (!reviews).then_some(key.identity);
+    let path = store_path(&path)?;
+    let found = follow::differences(&app, &cache.name, &path, only_of).await?;
+    found.map(Json).ok_or_else(|| ApiError::not_found("claim of yours of the path", &path.absolute()))
 }
 
 fn store_path(text: &str) -> Result<StorePath, ApiError> {

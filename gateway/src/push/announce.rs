@@ -74,6 +74,8 @@ pub struct Announcement {
     claims: Vec<Claim>,
     derivations: Vec<StorePath>,
     realisations: Vec<api::AnnouncedRealisation>,
+    inputs: bool,
+    builds: Vec<StorePath>,
 }
 
 impl Sealed {
@@ -110,8 +112,26 @@ impl Sealed {
         if !(16..=64).contains(&body.nonce.len()) || !body.nonce.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(AnnounceError::Malformed("the nonce is not 16 to 64 hexadecimal digits".into()));
         }
-        if body.paths.is_empty() {
+        if body.paths.is_empty() && body.builds.is_empty() {
             return Err(AnnounceError::Malformed("no paths".into()));
+        }
+        if body.inputs && !(body.builds.is_empty() && body.realisations.is_empty()) {
+            return Err(AnnounceError::Malformed(
+                "an announcement of inputs has builds or realisations".into(),
+            ));
+        }
+        too_large("builds", body.builds.len(), api::MAX_BUILDS)?;
+        let known: HashSet<&StorePath> = body.derivations.iter().collect();
+        let mut asked = HashSet::new();
+        for build in &body.builds {
+            if !known.contains(build) {
+                return Err(AnnounceError::Malformed(format!(
+                    "`{build}` is to be built but not among the derivations"
+                )));
+            }
+            if !asked.insert(build) {
+                return Err(AnnounceError::Duplicate(build.clone()));
+            }
         }
         too_large("paths", body.paths.len(), api::MAX_PATHS)?;
         too_large("derivations", body.derivations.len(), api::MAX_DERIVATIONS)?;
@@ -143,6 +163,8 @@ impl Sealed {
             claims,
             derivations: body.derivations,
             realisations: body.realisations,
+            inputs: body.inputs,
+            builds: body.builds,
         })
     }
 }
@@ -184,6 +206,14 @@ impl Announcement {
     }
     pub fn realisations(&self) -> &[api::AnnouncedRealisation] {
         &self.realisations
+    }
+    /// Whether the paths are inputs for verifiers, never to be published.
+    pub const fn is_of_inputs(&self) -> bool {
+        self.inputs
+    }
+    /// Derivations, each among [`Announcement::derivations`], that verifiers are to build.
+    pub fn builds(&self) -> &[StorePath] {
+        &self.builds
     }
 }
 

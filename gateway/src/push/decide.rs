@@ -7,6 +7,7 @@ use pushgate_formats::{Sha256, StorePath};
 use pushgate_policies::{
     self as policies, Policy,
     facts::{Decision, Moment, Wait},
+    rebuilds::RebuildStanding,
     record::{Outcome, Recorded},
 };
 
@@ -14,6 +15,7 @@ use super::{
     derivations::Resolved,
     evidence::{Known, Origin},
     provenance::Provenance,
+    rebuild::standing::Witness,
     session::Session,
     signature::SignatureValid,
 };
@@ -27,6 +29,7 @@ pub struct Admitted {
     rule: String,
     evidence: Vec<String>,
     policy: Sha256,
+    witnesses: Vec<Witness>,
 }
 
 impl Admitted {
@@ -47,6 +50,10 @@ impl Admitted {
     /// Digest of the policy that decided.
     pub const fn policy(&self) -> Sha256 {
         self.policy
+    }
+    /// Verifiers that got the same, and aren't the claimant's.
+    pub fn witnesses(&self) -> &[Witness] {
+        &self.witnesses
     }
     /// Whether a rebuild is among what it rests on.
     pub fn is_rebuilt(&self) -> bool {
@@ -78,6 +85,8 @@ pub struct Judgement {
     pub decision: NewDecision,
     /// Seconds since 1970: when time alone may change it.
     pub again: Option<u64>,
+    /// What it needs of verifiers, where it isn't admitted.
+    pub rebuilds: Option<RebuildStanding>,
 }
 
 /// What a decision is asked of.
@@ -103,6 +112,10 @@ pub fn decide(asked: &Asked<'_>) -> Judgement {
     let recorded = Recorded::of(&facts, &evidence, moment, &known.needs.env);
     let stored = stored_outcome(policy, Outcome::of(&decision), &recorded);
     let mut again = None;
+    let rebuilds = match &decision {
+        Decision::Publish { .. } => None,
+        _ => Some(policies::rebuilds::stands(policy, &facts, &evidence, moment)),
+    };
     let verdict = match decision {
         Decision::Publish { rule, evidence } => Verdict::Admitted(Admitted {
             path: provenance.path().clone(),
@@ -110,6 +123,7 @@ pub fn decide(asked: &Asked<'_>) -> Judgement {
             rule,
             evidence,
             policy: policy.digest,
+            witnesses: known.witnesses(provenance, submitter),
         }),
         Decision::Hold { code, message, waits, until, again: change, .. } => {
             again = [until, change, known.ask_again(provenance.path())].into_iter().flatten().min();
@@ -118,7 +132,7 @@ pub fn decide(asked: &Asked<'_>) -> Judgement {
         }
         Decision::Reject { code, message, .. } => Verdict::Rejected { code, message },
     };
-    Judgement { verdict, decision: stored, again }
+    Judgement { verdict, decision: stored, again, rebuilds }
 }
 
 /// A decision as it is kept.

@@ -16,17 +16,22 @@ use pushgate_formats::{
 use pushgate_policies::{
     Needs, Policy,
     facts::{self, Approval, Fact, Identity, Refusal, UpstreamFact, UpstreamSays, Voucher, Waiver},
+    rule::{Requirement, Then},
 };
 
 use super::{
     derivations::{self, Resolved},
     provenance::{Provenance, ProvenanceKind},
+    rebuild::{
+        RebuildError,
+        standing::{self, Witness},
+    },
     session::Session,
 };
 use crate::{
     app::App,
     caches::Cache,
-    db::{Db, DbError, EnrolledKey, EvidenceKind, EvidenceRow, NewEvidence, Role},
+    db::{Db, DbError, EnrolledKey, EvidenceKind, EvidenceRow, JobRow, NewEvidence, RebuildRow, Role},
     upstream::Says,
 };
 
@@ -35,6 +40,12 @@ use crate::{
 pub struct Known {
     words: HashMap<StorePath, Vec<EvidenceRow>>,
     upstreams: HashMap<StorePath, Vec<Says>>,
+    /// What verifiers got.
+    rebuilds: HashMap<StorePath, Vec<RebuildRow>>,
+    /// By derivation: its jobs that came to nothing.
+    failed: HashMap<StorePath, Vec<JobRow>>,
+    /// Jobs all of whose inputs were rebuilt too, where the policy asks.
+    sound: BTreeSet<String>,
     /// By derivation: the variables that the policy asks for.
     env: HashMap<StorePath, BTreeMap<String, String>>,
     /// What the policy asks for at all.
@@ -72,6 +83,25 @@ impl Known {
         let all = [paths.as_slice(), unsent].concat();
         for row in db.evidence(&cache.name, &all).await? {
             known.words.entry(row.path.clone()).or_default().push(row);
+        }
+        for row in db.rebuilds(&cache.name, &paths).await? {
+            known.rebuilds.entry(row.path.clone()).or_default().push(row);
+        }
+        if asks(policy, &|part| matches!(part, Requirement::Rebuilds { inputs_rebuilt: true, .. })) {
+            let jobs = known.rebuilds.values().flatten().map(|row| row.job.clone()).collect();
+            known.sound = standing::sound(app, &cache.name, jobs).await.map_err(|e| match e {
+                RebuildError::Db(e) => e,
+                other => DbError::Corrupt { what: "an attestation", value: other.to_string() },
+            })?;
+        }
+        let sampled = policy.rules.iter().any(|rule| rule.sample.is_some());
+        if sampled || asks(policy, &|part| matches!(part, Requirement::Rebuilds { .. })) {
+            let mut derivers: Vec<StorePath> = sent.iter().filter_map(|s| s.deriver.cloned()).collect();
+            derivers.sort();
+            derivers.dedup();
+            for job in db.jobs_of(&cache.name, &derivers).await? {
+                known.failed.entry(job.derivation.clone()).or_default().push(job);
+            }
         }
         if !needs.upstreams.is_empty() {
             let asked = policy.upstreams.iter().filter(|u| needs.upstreams.contains(&u.url)).cloned();
@@ -117,6 +147,13 @@ impl Known {
             let (submitter, owner) = (submitter.identity_name.clone(), submitter.owner.clone());
             evidence.submitters.push(Voucher { submitter, owner });
         }
+        let rebuilds = self.rebuilds.get(provenance.path()).map(Vec::as_slice).unwrap_or_default();
+        let failed = match provenance.kind() {
+            ProvenanceKind::Derivation { derivation, .. } => self.failed.get(derivation),
+            _ => None,
+        };
+        let failed = failed.map(Vec::as_slice).unwrap_or_default();
+        evidence.rebuilds = standing::facts(rebuilds, failed, provenance.nar_hash(), &self.sound);
         let words = self.words.get(provenance.path()).into_iter().flatten();
         for word in words.filter(|w| w.nar_hash == provenance.nar_hash()) {
             let EvidenceRow { by, owner, until, reason, .. } = word.clone();
@@ -141,6 +178,15 @@ impl Known {
             }
         }
         evidence
+    }
+
+    /// Those verifiers that got these contents and aren't the claimant's own.
+    pub fn witnesses(&self, provenance: &Provenance, submitter: &EnrolledKey) -> Vec<Witness> {
+        let rows = self.rebuilds.get(provenance.path()).map(Vec::as_slice).unwrap_or_default();
+        let mut witnesses = standing::witnesses(rows, provenance.nar_hash());
+        let claimant = submitter.owner.as_deref().unwrap_or(&submitter.identity_name);
+        witnesses.retain(|witness| witness.owner != claimant);
+        witnesses
     }
 
     /// When to ask again what an upstream says, for a claim that waits for it. Seconds since 1970.
@@ -259,6 +305,17 @@ impl<'a> Origin<'a> {
             },
         }
     }
+}
+
+/// Whether a rule of the policy has such a requirement.
+fn asks(policy: &Policy, what: &dyn Fn(&Requirement) -> bool) -> bool {
+    let mut found = false;
+    for rule in &policy.rules {
+        if let Then::Require(requirement) = &rule.then {
+            requirement.walk(&mut |part| found |= what(part));
+        }
+    }
+    found
 }
 
 /// An enrolled key's identity, as the policy sees it.

@@ -1,5 +1,5 @@
 //! The life of a push, a module a stage: announce (1), signature (2), intake (3), quarantine and references (4),
-//! provenance (5), decide (6), closure, publish (8). `session` holds a push while it is under way, `judge` takes its
+//! provenance (5), decide (6), rebuild (7), closure, publish (8). `session` holds a push while it is under way, `judge` takes its
 //! claims through stages 5 to 8, `upload` streams bytes into stages 3 and 4, `recover` starts where a crash left off.
 //! `stock` is how stock Nix enters the same stages, one narinfo a push.
 
@@ -14,6 +14,7 @@ pub mod judge;
 pub mod provenance;
 pub mod publish;
 pub mod quarantine;
+pub mod rebuild;
 pub mod recover;
 pub mod references;
 pub mod session;
@@ -81,6 +82,7 @@ pub async fn announce(
     let limits = cache.policy().limits_for(&evidence::identity(&key));
     let (paths, bytes) = (announcement.claims().len(), announcement.raw().len() as u64);
     bounded(app, key.identity, PushKind::Announcement, (paths, bytes), &limits).await?;
+    rebuild::builds::permit(app, cache, &key, announcement.builds().len()).await?;
     let memory = app.sessions.memory(app, announcement.raw().len()).await?;
     let push = PushRow {
         id: crate::random::hex(12),
@@ -99,7 +101,12 @@ pub async fn announce(
         announcement.realisations().iter().map(|r| unproven_realisation(&r.id, &r.out_path)).collect();
     let derivations = announcement.derivations().to_vec();
     let (name, key_name) = (key.identity_name.clone(), key.key.name().clone());
-    let new = NewPush { push, submitter: key, signed, derivations, realisations, memory };
+    let asked = session::Asked {
+        derivations,
+        inputs: announcement.is_of_inputs(),
+        builds: announcement.builds().to_vec(),
+    };
+    let new = NewPush { push, submitter: key, signed, asked, realisations, memory };
     let first = first_states(app, cache, &new.signed, limits.nar_size).await?;
     match begin(app, cache, new, first).await? {
         Begun::New(session) => {
@@ -144,7 +151,7 @@ struct NewPush {
     push: PushRow,
     submitter: EnrolledKey,
     signed: Vec<signature::SignatureValid>,
-    derivations: Vec<StorePath>,
+    asked: session::Asked,
     realisations: Vec<RealisationRow>,
     /// What the session takes.
     memory: Held,
@@ -164,7 +171,7 @@ async fn begin(
     (states, conflicts, notices): FirstStates,
 ) -> Result<Begun, ApiError> {
     let db = app.db.as_ref();
-    let NewPush { push, submitter, signed, derivations, realisations, memory } = new;
+    let NewPush { push, submitter, signed, asked, realisations, memory } = new;
     let claims: Vec<NewClaim> = signed
         .iter()
         .zip(&states)
@@ -180,8 +187,7 @@ async fn begin(
         PushAdded::Known => return Ok(Begun::Known),
         PushAdded::NonceUsed => return Ok(Begun::NonceUsed),
     };
-    let mut session =
-        Session::new(&push, submitter, cache.clone(), (signed, derivations), ids, states, memory);
+    let mut session = Session::new(&push, submitter, cache.clone(), (signed, asked), ids, states, memory);
     session.progress().notices = notices;
     session.progress().realisations = realisations.into_iter().map(Into::into).collect();
     record_first_states(app, &session, conflicts).await?;
@@ -196,6 +202,7 @@ async fn begin(
         session.arrived(nar);
     }
     refresh_derivations(app, &session).await?;
+    rebuild::builds::add(app, &session).await?;
     app.sessions.insert(session.clone());
     if session.progress().claims.iter().any(|c| c.state == PathState::Checking) {
         cache.report(&session.id);
@@ -256,7 +263,10 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 async fn existing(app: &Arc<App>, id: &str) -> Result<Arc<Session>, ApiError> {
-    app.sessions.get(app, id).await?.ok_or_else(|| ApiError::not_found("push", id))
+    let session = app.sessions.get(app, id).await?.ok_or_else(|| ApiError::not_found("push", id))?;
+    // a crash may have come between the push and its builds
+    rebuild::builds::add(app, &session).await?;
+    Ok(session)
 }
 
 type FirstStates = (Vec<ClaimState>, Vec<usize>, Vec<String>);
@@ -396,6 +406,9 @@ pub async fn take_derivations(
     reject_for(app, session, &taken.refused).await?;
     session.evidence_came();
     session.cache.report(&session.id);
+    if !session.builds.is_empty() {
+        app.rebuilds.ask(rebuild::demand::Ask::Builds(session.cache.clone()));
+    }
     derivations_came(app, session.identity, &paths).await?;
     Ok(taken)
 }

@@ -6,6 +6,7 @@
 use pushgate_formats::{
     Sha256, StorePath,
     content_address::ContentAddress,
+    keys::Signature,
     log_leaf::PublishLeaf,
     narinfo::{UnverifiedNarInfo, fingerprint},
 };
@@ -147,6 +148,25 @@ impl Publishable {
         Ok(())
     }
 
+    /// The signatures of cache, submitter, and those verifiers that got the same.
+    fn signatures(&self, cache: &Cache, print: &str) -> Vec<Signature> {
+        let (examined, references) = (&self.nar.nar().examined, self.references.references());
+        let mut signatures = vec![cache.key.sign(print.as_bytes()), self.signed.signature()];
+        for witness in self.admitted.witnesses() {
+            // each was checked when it came, over the same values
+            let same = witness.nar_size == examined.nar_size && witness.references == *references;
+            if same && signatures.iter().all(|s| s.name != witness.signature.name) {
+                signatures.push(witness.signature.clone());
+            }
+        }
+        signatures
+    }
+
+    /// Jobs of the verifiers that got the same.
+    pub fn witnesses(&self) -> impl Iterator<Item = &str> {
+        self.admitted.witnesses().iter().map(|witness| witness.job.as_str())
+    }
+
     /// Composes and signs the narinfo, and the leaf that goes before it.
     pub fn compose(&self, cache: &Cache, now: u64) -> NewPublication {
         let (claim, examined) = (self.signed.claim(), &self.nar.nar().examined);
@@ -167,7 +187,7 @@ impl Publishable {
             nar_size: examined.nar_size,
             references: references.clone(),
             deriver,
-            signatures: vec![cache.key.sign(print.as_bytes()), self.signed.signature()],
+            signatures: self.signatures(cache, &print),
             ca: ca.map(ToString::to_string),
         };
         let leaf = PublishLeaf {

@@ -2,7 +2,7 @@
 //! envelope, the examined NARs — after a restart or when it was dropped from memory.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -36,6 +36,8 @@ const KEPT: usize = 256;
 pub const TIMES: u64 = 4;
 /// What reading a stored announcement takes, likewise.
 const READING: u64 = 6;
+/// Wanted inputs that one answer names.
+const MAX_WANTED: usize = 2000;
 /// How long a judgement waits for memory.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -88,11 +90,21 @@ pub struct Progress {
     /// Grows when evidence comes that claims may be held for: a judgement that began before is out of date.
     pub evidence: u64,
     pub notices: Vec<String>,
+    /// By claim, or `None` for the push's builds: paths that verifiers need and that have to be sent.
+    pub wanted_inputs: BTreeMap<Option<usize>, Vec<StorePath>>,
     pub realisations: Vec<RealisationStatus>,
     /// Where in [`Session::order`] a judgement that comes in parts goes on; 0 where none is under way.
     pub judged: usize,
     /// Whether something new came since such a judgement began.
     pub again: bool,
+}
+
+/// What an announcement has beside its claims.
+#[derive(Debug, Default)]
+pub struct Asked {
+    pub derivations: Vec<StorePath>,
+    pub inputs: bool,
+    pub builds: Vec<StorePath>,
 }
 
 /// A push under way.
@@ -117,6 +129,10 @@ pub struct Session {
     pub by_nar: HashMap<Sha256, Vec<usize>>,
     /// Announced derivations.
     pub derivations: Vec<StorePath>,
+    /// Whether the paths are inputs for verifiers, never to be published.
+    pub inputs: bool,
+    /// Derivations that verifiers are to build.
+    pub builds: Vec<StorePath>,
     progress: Mutex<Progress>,
     changed: watch::Sender<u64>,
     /// As long as it is in memory.
@@ -137,7 +153,7 @@ impl Session {
         push: &PushRow,
         submitter: EnrolledKey,
         cache: Arc<Cache>,
-        (signed, derivations): (Vec<SignatureValid>, Vec<StorePath>),
+        (signed, asked): (Vec<SignatureValid>, Asked),
         ids: Vec<i64>,
         claims: Vec<ClaimState>,
         held: Held,
@@ -165,7 +181,9 @@ impl Session {
             order,
             by_path,
             by_nar,
-            derivations,
+            derivations: asked.derivations,
+            inputs: asked.inputs,
+            builds: asked.builds,
             progress: Mutex::new(Progress {
                 claims,
                 nars,
@@ -173,6 +191,7 @@ impl Session {
                 wanted_derivations: Vec::new(),
                 evidence: 0,
                 notices: Vec::new(),
+                wanted_inputs: BTreeMap::new(),
                 realisations: Vec::new(),
                 judged: 0,
                 again: false,
@@ -294,6 +313,10 @@ impl Session {
 
     /// Whether every path is settled, or with `terminal`, published or refused.
     pub fn is_settled(&self, terminal: bool) -> bool {
+        // what its builds come to, the push doesn't know itself
+        if !self.builds.is_empty() {
+            return false;
+        }
         self.progress().claims.iter().all(|c| {
             if terminal { c.state.is_settled() && c.state != PathState::Held } else { c.state.is_settled() }
         })
@@ -329,7 +352,11 @@ impl Session {
             wanted: wanted.into_iter().collect(),
             wanted_derivations: progress.wanted_derivations.clone(),
             notices: progress.notices.clone(),
-            wanted_inputs: vec![],
+            wanted_inputs: {
+                let all: BTreeSet<&StorePath> = progress.wanted_inputs.values().flatten().collect();
+                all.into_iter().take(MAX_WANTED).cloned().collect()
+            },
+            // added by those who ask the database
             builds: vec![],
             realisations: progress.realisations.clone(),
         }
@@ -425,6 +452,15 @@ impl Sessions {
         self.kept.insert(session.id.clone(), session);
     }
 
+    /// Tells those who wait for news of pushes with builds.
+    pub fn tell_builders(&self) {
+        let live: Vec<Arc<Session>> = {
+            let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+            live.values().filter_map(Weak::upgrade).collect()
+        };
+        live.iter().filter(|session| !session.builds.is_empty()).for_each(|session| session.notify());
+    }
+
     /// Waits until no push is being read back: whatever read rows before this has its session in memory afterwards.
     pub async fn loaded(&self) {
         drop(self.loading.lock().await);
@@ -498,16 +534,21 @@ async fn load(app: &App, push: PushRow, held: Held) -> Result<Session, SessionEr
         PushKind::Announcement => {
             let announcement = Announcement::parse(raw).map_err(|e: AnnounceError| e.to_string())?;
             let signed = signature::verify(&announcement, &key).map_err(|e: SignatureError| e.to_string())?;
-            Ok::<_, String>((signed, announcement.derivations().to_vec()))
+            let asked = Asked {
+                derivations: announcement.derivations().to_vec(),
+                inputs: announcement.is_of_inputs(),
+                builds: announcement.builds().to_vec(),
+            };
+            Ok::<_, String>((signed, asked))
         }
         PushKind::NarInfo => {
             let signed = stock::narinfo::reopen(&raw, &key).map_err(|e| e.to_string())?;
-            Ok((vec![signed], vec![]))
+            Ok((vec![signed], Asked::default()))
         }
     })
     .await
     .map_err(|e| invalid(e.to_string()))?;
-    let (signed, derivations) = checked.map_err(invalid)?;
+    let (signed, asked) = checked.map_err(invalid)?;
     let rows: HashMap<StorePath, ClaimRow> =
         app.db.claims(&push.id).await?.into_iter().map(|row| (row.path.clone(), row)).collect();
     let (mut ids, mut states) = (Vec::new(), Vec::new());
@@ -547,7 +588,7 @@ async fn load(app: &App, push: PushRow, held: Held) -> Result<Session, SessionEr
     let submitter = app.db.key(&push.key.bytes()).await?;
     let submitter =
         submitter.ok_or_else(|| invalid(format!("its key `{}` isn't enrolled", push.key.name())))?;
-    let mut session = Session::new(&push, submitter, cache, (signed, derivations), ids, states, held);
+    let mut session = Session::new(&push, submitter, cache, (signed, asked), ids, states, held);
     let open: Vec<Sha256> = session.status().wanted;
     let nars = quarantine::load(app.db.as_ref(), push.identity, &open).await?;
     session.hold(app, &nars)?;

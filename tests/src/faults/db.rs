@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use pushgate_formats::{
     Sha256, StorePath,
     acts::{ActDone, TokenInfo},
+    jobs::BuiltOutput,
     keys::{KeyName, PublicKey},
 };
 use pushgate_gateway::db::*;
@@ -158,6 +159,31 @@ seam! {
 
     read fn upstream_paths(&self, url: &str, key: &PublicKey, paths: &[StorePath]) -> Vec<UpstreamRow>;
     write fn add_upstream_paths(&self, url: &str, key: &PublicKey, rows: &[UpstreamRow], now: u64) -> ();
+
+    write fn add_jobs(&self, jobs: &[NewJob], now: u64) -> ();
+    read fn jobs_of(&self, cache: &str, derivations: &[StorePath]) -> Vec<JobRow>;
+    read fn job(&self, id: &str) -> Option<JobRow>;
+    write fn take_jobs(&self, takers: &[Taker], now: u64, until: u64) -> Vec<Option<JobRow>>;
+    write fn extend_lease(&self, job: &str, token: &Sha256, until: u64) -> bool;
+    // looks every moment, and writes only where a lease ran out
+    read fn return_jobs(&self, now: u64, attempts: u32) -> Vec<JobRow>;
+    write fn end_job(&self, job: &str, token: &Sha256, end: &JobEnd, now: u64) -> bool;
+    write fn cancel_job(&self, job: &str, code: &str, message: &str, now: u64) -> ();
+    write fn add_job_log(&self, job: &str, at: u64, bytes: &[u8], most: u64) -> u64;
+    read fn job_log(&self, job: &str, from: u64, most: u64) -> Vec<u8>;
+    read fn rebuilds(&self, cache: &str, paths: &[StorePath]) -> Vec<RebuildRow>;
+    read fn built(&self, job: &str) -> Vec<BuiltOutput>;
+    read fn attestations(&self, jobs: &[String]) -> Vec<AttestationRow>;
+    write fn wait_on(&self, cache: &str, push: &str, claim: i64, paths: &[StorePath]) -> ();
+    write fn add_builds(&self, builds: &[BuildRow], now: u64) -> ();
+    read fn builds(&self, push: &str) -> Vec<BuildRow>;
+    read fn waiting_builds(&self, cache: &str, now: u64) -> Vec<BuildRow>;
+    write fn update_build(&self, build: &BuildRow) -> ();
+    read fn builds_of(&self, identity: i64, since: u64) -> (u64, u64);
+    write fn add_difference(&self, cache: &str, row: &DifferenceRow) -> ();
+    read fn differences(&self, cache: &str, path: &StorePath) -> Vec<DifferenceRow>;
+    write fn add_mismatch(&self, row: &MismatchRow, event: &NewEvent) -> bool;
+    read fn mismatches_of(&self, identity: i64) -> (Option<u64>, u64);
 
     read fn leaf_of(&self, cache: &str, path: &StorePath) -> Option<(u64, Vec<u8>)>;
     read fn leaves(&self, cache: &str, from: u64, most: u32) -> Vec<(u64, Vec<u8>, Sha256)>;

@@ -101,9 +101,18 @@ async fn make(tx: &mut SqliteConnection, change: &Change, now: u64) -> Result<Ch
             let done = sqlx::query("UPDATE identities SET frozen = ?1 WHERE id = ?2 AND frozen IS NOT ?1")
                 .bind(frozen)
                 .bind(identity)
-                .execute(tx)
+                .execute(&mut *tx)
                 .await?;
-            Ok(Ok(done.rows_affected()))
+            // whoever is let go again has his keys let go too, also where only those were held
+            let keys = match frozen {
+                true => 0,
+                false => sqlx::query("UPDATE keys SET held = NULL WHERE identity = ? AND held IS NOT NULL")
+                    .bind(identity)
+                    .execute(&mut *tx)
+                    .await?
+                    .rows_affected(),
+            };
+            Ok(Ok(done.rows_affected().max(keys)))
         }
         Change::RevokeKey(key) => revoke_key(tx, key, now).await,
         Change::Rotate { key, old_expires, invite } => {

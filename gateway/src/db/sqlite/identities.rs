@@ -5,7 +5,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use super::*;
 
 const KEY_COLUMNS: &str = "SELECT k.name, k.public, k.identity, i.name, i.role, i.owner, i.frozen, k.caches, k.expires, \
-     k.revoked, i.groups FROM keys k JOIN identities i ON i.id = k.identity";
+     k.revoked, i.groups, k.held FROM keys k JOIN identities i ON i.id = k.identity";
 
 fn key_row(row: &SqliteRow) -> Result<EnrolledKey> {
     let (name, public): (String, String) = (row.try_get(0)?, row.try_get(1)?);
@@ -21,6 +21,7 @@ fn key_row(row: &SqliteRow) -> Result<EnrolledKey> {
         caches: caches.map(|c| list(&c)).transpose()?,
         expires: row.try_get::<Option<i64>, _>(8)?.map(time),
         revoked: row.try_get::<Option<i64>, _>(9)?.map(time),
+        held: row.try_get::<Option<i64>, _>(11)?.map(time),
     })
 }
 

@@ -4,10 +4,12 @@
 //! Batches travel as one JSON parameter that `json_each` unfolds, so that a statement's cost doesn't grow with the rows.
 
 mod acts;
+mod builds;
 mod events;
 mod evidence;
 mod forget;
 mod identities;
+mod jobs;
 mod publications;
 mod pushes;
 mod stock;
@@ -19,6 +21,7 @@ use async_trait::async_trait;
 use pushgate_formats::{
     Sha256, StorePath,
     acts::{ActDone, TokenInfo},
+    jobs::BuiltOutput,
     keys::{KeyName, PublicKey},
 };
 use serde_json::Value;
@@ -31,13 +34,14 @@ use sqlx::{
 use super::*;
 
 /// The migrations, embedded: number, name, text. (`sqlx::migrate!` would need sqlx's macros, which build SQLite twice.)
-const MIGRATIONS: [(i64, &str, &str); 6] = [
+const MIGRATIONS: [(i64, &str, &str); 7] = [
     (1, "start", include_str!("../../../../migrations/sqlite/0001_start.sql")),
     (2, "stock", include_str!("../../../../migrations/sqlite/0002_stock.sql")),
     (3, "forgetting", include_str!("../../../../migrations/sqlite/0003_forgetting.sql")),
     (4, "rows", include_str!("../../../../migrations/sqlite/0004_rows.sql")),
     (5, "people", include_str!("../../../../migrations/sqlite/0005_people.sql")),
     (6, "evidence", include_str!("../../../../migrations/sqlite/0006_evidence.sql")),
+    (7, "rebuilds", include_str!("../../../../migrations/sqlite/0007_rebuilds.sql")),
 ];
 
 fn migrator() -> Migrator {
@@ -423,6 +427,76 @@ impl Db for Sqlite {
         now: u64,
     ) -> Result<()> {
         self.insert_upstream_paths(url, key, rows, now).await
+    }
+
+    async fn add_jobs(&self, jobs: &[NewJob], now: u64) -> Result<()> {
+        self.insert_jobs(jobs, now).await
+    }
+    async fn jobs_of(&self, cache: &str, derivations: &[StorePath]) -> Result<Vec<JobRow>> {
+        self.list_jobs_of(cache, derivations).await
+    }
+    async fn job(&self, id: &str) -> Result<Option<JobRow>> {
+        self.find_job(id).await
+    }
+    async fn take_jobs(&self, takers: &[Taker], now: u64, until: u64) -> Result<Vec<Option<JobRow>>> {
+        self.lease_jobs(takers, now, until).await
+    }
+    async fn extend_lease(&self, job: &str, token: &Sha256, until: u64) -> Result<bool> {
+        self.lengthen_lease(job, token, until).await
+    }
+    async fn return_jobs(&self, now: u64, attempts: u32) -> Result<Vec<JobRow>> {
+        self.take_back_jobs(now, attempts).await
+    }
+    async fn end_job(&self, job: &str, token: &Sha256, end: &JobEnd, now: u64) -> Result<bool> {
+        self.finish_job(job, token, end, now).await
+    }
+    async fn cancel_job(&self, job: &str, code: &str, message: &str, now: u64) -> Result<()> {
+        self.drop_job(job, code, message, now).await
+    }
+    async fn add_job_log(&self, job: &str, at: u64, bytes: &[u8], most: u64) -> Result<u64> {
+        self.append_job_log(job, at, bytes, most).await
+    }
+    async fn job_log(&self, job: &str, from: u64, most: u64) -> Result<Vec<u8>> {
+        self.read_job_log(job, from, most).await
+    }
+    async fn rebuilds(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<RebuildRow>> {
+        self.list_rebuilds(cache, paths).await
+    }
+    async fn built(&self, job: &str) -> Result<Vec<BuiltOutput>> {
+        self.list_built(job).await
+    }
+    async fn attestations(&self, jobs: &[String]) -> Result<Vec<AttestationRow>> {
+        self.list_attestations(jobs).await
+    }
+    async fn wait_on(&self, cache: &str, push: &str, claim: i64, paths: &[StorePath]) -> Result<()> {
+        self.insert_waits(cache, push, claim, paths).await
+    }
+    async fn add_builds(&self, builds: &[BuildRow], now: u64) -> Result<()> {
+        self.insert_builds(builds, now).await
+    }
+    async fn builds(&self, push: &str) -> Result<Vec<BuildRow>> {
+        self.list_builds(push).await
+    }
+    async fn waiting_builds(&self, cache: &str, now: u64) -> Result<Vec<BuildRow>> {
+        self.list_waiting_builds(cache, now).await
+    }
+    async fn update_build(&self, build: &BuildRow) -> Result<()> {
+        self.change_build(build).await
+    }
+    async fn builds_of(&self, identity: i64, since: u64) -> Result<(u64, u64)> {
+        self.count_builds_of(identity, since).await
+    }
+    async fn add_difference(&self, cache: &str, row: &DifferenceRow) -> Result<()> {
+        self.insert_difference(cache, row).await
+    }
+    async fn differences(&self, cache: &str, path: &StorePath) -> Result<Vec<DifferenceRow>> {
+        self.list_differences(cache, path).await
+    }
+    async fn add_mismatch(&self, row: &MismatchRow, event: &NewEvent) -> Result<bool> {
+        self.insert_mismatch(row, event).await
+    }
+    async fn mismatches_of(&self, identity: i64) -> Result<(Option<u64>, u64)> {
+        self.count_mismatches_of(identity).await
     }
 
     async fn leaf_of(&self, cache: &str, path: &StorePath) -> Result<Option<(u64, Vec<u8>)>> {

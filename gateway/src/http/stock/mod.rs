@@ -1,8 +1,8 @@
 //! `/CACHE/push/…`: a binary cache as stock Nix writes to it. Each file of such a cache goes to its stage or is refused; what
 //! the gateway makes itself (listings, indices) is read, checked for its size, and dropped.
 
-mod put;
-mod read;
+pub(super) mod put;
+pub(super) mod read;
 
 use pushgate_formats::{Sha256, StorePath, store_path::is_hash_part};
 

@@ -209,6 +209,7 @@ async fn nar(
     // a task of its own: what came whole is kept also when the client is gone
     let task = tokio::spawn(async move {
         let _held = (place, submitter, budget.clone());
+        let named = (Some(named.0), named.1);
         let file = NarFile::begin(&app, named, limits.nar_size, budget, announced)?;
         let (nar, counted) = receive(&app, file, body).await?;
         metrics::counter!("pushgate_nars_taken_total").increment(1);
@@ -219,7 +220,8 @@ async fn nar(
     task.await.map_err(|e| ApiError::unavailable(&e))?
 }
 
-async fn receive(
+/// Reads a NAR file's bytes into quarantine, within the limits that all uploads have.
+pub(in crate::http) async fn receive(
     app: &Arc<App>,
     mut file: NarFile,
     body: Body,

@@ -13,6 +13,7 @@ use axum::{
 use super::File;
 use crate::{
     app::App,
+    blobs::PackRange,
     error::ApiError,
     limits::Place,
     push::{
@@ -71,25 +72,30 @@ fn private(mut response: Response) -> Response {
 /// A submitter's own NAR file, out of quarantine. No thread waits for its reader: each piece is read when it is asked for.
 fn stream(app: &Arc<App>, nar: Quarantined, head: bool, place: Place) -> Response {
     let length = HeaderValue::from(nar.range.length);
-    let body = if head {
-        Body::empty()
-    } else {
-        let (blobs, range) = (app.blobs.clone(), nar.range);
-        let begin = move || blobs.read_pack(&range);
-        Body::from_stream(futures_util::stream::try_unfold((None, Some(begin), place), next_piece))
-    };
+    let body = if head { Body::empty() } else { pieces(app, nar.range, Some(place)) };
     let mut response =
         (StatusCode::OK, [(header::CONTENT_TYPE, "application/x-nix-nar")], body).into_response();
     response.headers_mut().insert(header::CONTENT_LENGTH, length);
     private(response)
 }
 
+/// The bytes of a NAR out of quarantine.
+pub(in crate::http) fn packed(app: &Arc<App>, range: PackRange) -> Body {
+    pieces(app, range, None)
+}
+
+fn pieces(app: &Arc<App>, range: PackRange, place: Option<Place>) -> Body {
+    let blobs = app.blobs.clone();
+    let begin = move || blobs.read_pack(&range);
+    Body::from_stream(futures_util::stream::try_unfold((None, Some(begin), place), next_piece))
+}
+
 type Source = Box<dyn Read + Send>;
 
 /// The next piece, with what goes on from there.
 async fn next_piece<B: FnOnce() -> std::io::Result<Source> + Send + 'static>(
-    (source, begin, place): (Option<Source>, Option<B>, Place),
-) -> std::io::Result<Option<(Bytes, (Option<Source>, Option<B>, Place))>> {
+    (source, begin, place): (Option<Source>, Option<B>, Option<Place>),
+) -> std::io::Result<Option<(Bytes, (Option<Source>, Option<B>, Option<Place>))>> {
     let read = tokio::task::spawn_blocking(move || {
         let mut source = match (source, begin) {
             (Some(source), _) => source,

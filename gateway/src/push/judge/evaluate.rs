@@ -17,6 +17,7 @@ use crate::{
         provenance::{self, ProvenanceKind},
         publish::{PublishError, Publishable},
         quarantine::{Quarantined, ScanSet, examine_again},
+        rebuild::demand::Need,
         references::{self, Scope},
         session::{ClaimState, Session},
     },
@@ -42,6 +43,8 @@ pub(super) struct Round {
     pub(super) evidence: HashMap<String, u64>,
     /// By push and claim: what the policy decided, where that is new, and when time alone may change it.
     pub(super) decisions: HashMap<(String, usize), (Option<NewDecision>, Option<u64>)>,
+    /// What held claims need of verifiers.
+    pub(super) needs: Vec<Need>,
 }
 
 impl Round {
@@ -244,6 +247,9 @@ fn evaluate_claim(
             Err(e) => return Ok(rejected(e.code(), e.to_string())),
         }
     };
+    if session.inputs {
+        return Ok(input(claim, &provenance));
+    }
     let Some(submitter) = facts.submitters.get(&session.id).cloned() else {
         // a push without an enrolled key is barred above
         return Ok(Outcome::State(session.progress().claims[i].clone(), vec![]));
@@ -257,9 +263,14 @@ fn evaluate_claim(
         resolved,
         known: &facts.known,
     };
-    let Judgement { verdict, decision, again } = decide::decide(&asked);
+    let Judgement { verdict, decision, again, rebuilds } = decide::decide(&asked);
     let decided = decision.decided.clone();
     round.note(session, i, decision, again);
+    if let (Some(standing), ProvenanceKind::Derivation { derivation, .. }) = (rebuilds, provenance.kind()) {
+        let owner = submitter.owner.clone().or_else(|| Some(submitter.identity_name.clone()));
+        let (session, derivation) = (session.clone(), derivation.clone());
+        round.needs.push(Need { session, index: i, derivation, owner, drawn: false, standing });
+    }
     let settled = facts.known.settled(&claim.path);
     let admitted = match verdict {
         decide::Verdict::Admitted(admitted) => Ok(admitted),
@@ -288,6 +299,10 @@ fn evaluate_claim(
         .any(|(id, hash)| *id != session.ids[i] && *hash != claim.nar_hash);
     let goes_ahead = settled.is_some() || admitted.as_ref().is_ok_and(decide::Admitted::is_rebuilt);
     if rival && !goes_ahead {
+        // whatever its rule asks for: a rebuild may show which of them is right
+        if let Some(need) = round.needs.last_mut().filter(|n| n.session.id == session.id && n.index == i) {
+            need.standing.further = need.standing.further.max(1);
+        }
         // not with which: nobody learns what others have sent
         let message = format!(
             "`{}` is claimed with another NAR hash than `{}` by another push: one of them has to be shown wrong",
@@ -351,6 +366,40 @@ fn evaluate_claim(
         closure,
         admitted,
     )?)))
+}
+
+/// Code of a claim that stays in quarantine as an input for verifiers.
+pub(super) const KEPT_AS_INPUT: &str = "kept-as-input";
+
+/// What becomes of a path that was sent as an input for verifiers: it stays if it is what its path says, and is never
+/// published.
+fn input(claim: &Claim, provenance: &provenance::Provenance) -> Outcome {
+    match provenance.kind() {
+        ProvenanceKind::ContentAddress { weak: false, .. } => {
+            let message = format!("`{}` is kept for verifiers, and not published", claim.path);
+            Outcome::State(ClaimState::with(PathState::Held, KEPT_AS_INPUT, message, vec![]), vec![])
+        }
+        ProvenanceKind::ContentAddress { weak: true, .. } => {
+            let message = format!(
+                "the contents of `{}` hash to it only by md5 or sha1, which can be forged",
+                claim.path
+            );
+            rejected("content-address-weak", message)
+        }
+        ProvenanceKind::Unproven { missing } if !missing.is_empty() => {
+            let message = format!("the derivation that should show what `{}` is was not sent", claim.path);
+            let waits = missing.iter().map(StorePath::absolute).collect();
+            let state = ClaimState::with(PathState::Held, "needs-derivation", message, waits);
+            Outcome::State(state, missing.clone())
+        }
+        ProvenanceKind::Unproven { .. } | ProvenanceKind::Derivation { .. } => {
+            let message = format!(
+                "`{}` doesn't follow from its contents: verifiers take only inputs that do",
+                claim.path
+            );
+            rejected("input-not-content-addressed", message)
+        }
+    }
 }
 
 /// When what nobody reports is looked at again: soon at first, every hour in the end. Seconds since 1970.

@@ -82,6 +82,14 @@ pub(super) async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) 
             None => Err(SignatureError::KeyUnknown(session.key.name().to_string())),
             Some(key) => may_push(key, &cache.name, app.clock.now()),
         };
+        if key.as_ref().is_some_and(|key| key.held.is_some()) && allowed.is_ok() {
+            let message = format!(
+                "the key `{}` is held since verifiers got other contents than it claimed",
+                session.key.name()
+            );
+            let held = ClaimState::with(PathState::Held, "key-held", message, vec!["person".to_owned()]);
+            facts.barred.insert(session.id.clone(), held);
+        }
         facts.submitters.extend(key.map(|key| (session.id.clone(), Arc::new(key))));
         match allowed {
             // what a key signed while it was good stays signed

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use super::{
     publish::PublishError,
+    rebuild::demand::Ask,
     recover,
     session::{Session, SessionError},
 };
@@ -251,6 +252,15 @@ async fn judge(
         for id in app.db.pushes_waiting_on(&cache.name, &published).await? {
             cache.report(&id);
         }
+        app.rebuilds.ask(Ask::Builds(cache.clone()));
+    }
+    for session in sessions.iter().filter(|session| session.inputs) {
+        // whoever waits for these inputs is this submitter
+        let paths: Vec<_> = session.signed.iter().map(|signed| signed.path().clone()).collect();
+        for id in app.db.own_pushes_waiting_on(&cache.name, session.identity, &paths).await? {
+            cache.report(&id);
+        }
+        app.rebuilds.ask(Ask::Builds(cache.clone()));
     }
     sessions.retain(|session| {
         session.notify();

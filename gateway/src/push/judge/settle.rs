@@ -16,6 +16,7 @@ use crate::{
     db::{ClaimUpdate, Committed, Judged, NewPublication},
     push::{
         publish::{Publishable, Published},
+        rebuild::demand::Ask,
         session::{ClaimState, Session},
     },
 };
@@ -58,6 +59,7 @@ pub(super) async fn settle(
     let now = app.clock.now();
     let mut round = round;
     let (publish, states) = (std::mem::take(&mut round.publish), std::mem::take(&mut round.states));
+    let needs = std::mem::take(&mut round.needs);
     let (conflicts, evidence) = (std::mem::take(&mut round.conflicts), std::mem::take(&mut round.evidence));
     // the commit asks again; here it keeps the bytes of what is refused by now from becoming public
     let about: Vec<StorePath> =
@@ -65,6 +67,8 @@ pub(super) async fn settle(
     if !about.is_empty() && app.db.outdated(&cache.name, seen, &about).await? {
         return Err(JudgeError::Outdated);
     }
+    // attestations of what is about to be published. A crash leaves some that no narinfo leads to.
+    attest(app, cache, &publish).await?;
     // 1. bytes. A crash from here to the commit leaves NARs that nothing names.
     let (publishing, blobs, composing) = (!publish.is_empty(), app.blobs.clone(), cache.clone());
     let (publish, publications) = tokio::task::spawn_blocking(move || -> Result<_, JudgeError> {
@@ -132,7 +136,33 @@ pub(super) async fn settle(
         );
         app.unrevealed.store(true, std::sync::atomic::Ordering::Relaxed);
     }
+    for need in needs {
+        app.rebuilds.ask(Ask::Claim(Box::new(need)));
+    }
     Ok(paths)
+}
+
+/// Puts the attestations of those verifiers in place that got what is about to be published: one JSON text a line.
+async fn attest(
+    app: &Arc<App>,
+    cache: &Arc<Cache>,
+    publish: &[(Arc<Session>, usize, Publishable)],
+) -> Result<(), JudgeError> {
+    for (_, _, publishable) in publish {
+        let jobs: Vec<String> = publishable.witnesses().map(str::to_owned).collect();
+        if jobs.is_empty() {
+            continue;
+        }
+        let mut lines = Vec::new();
+        for attestation in app.db.attestations(&jobs).await? {
+            lines.extend_from_slice(&attestation.envelope);
+            lines.push(b'\n');
+        }
+        let name = format!("attestations/{}.jsonl", publishable.path().hash_part());
+        let (blobs, cache) = (app.blobs.clone(), cache.name.clone());
+        tokio::task::spawn_blocking(move || blobs.publish_bytes(&cache, &name, &lines)).await??;
+    }
+    Ok(())
 }
 
 /// Puts NARs in place and composes narinfos, on all cores: files are many and small.

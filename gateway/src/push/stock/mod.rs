@@ -110,7 +110,8 @@ pub async fn take_narinfo(
         created: now,
         expires: now + cache.policy().limits.quarantine_ttl,
     };
-    let new = NewPush { push, submitter: key, signed, derivations: vec![], realisations: vec![], memory };
+    let new =
+        NewPush { push, submitter: key, signed, asked: Default::default(), realisations: vec![], memory };
     // a push of its own: a crash after it leaves a claim with its bytes, which the next start judges
     let Begun::New(session) = begin(app, cache, new, (states, conflicts, notices)).await? else {
         // both are random

@@ -54,7 +54,8 @@ impl From<NarFileError> for ApiError {
 
 /// A NAR file that is being received. Takes pieces of the body, blocking. Dropped unfinished, it leaves nothing.
 pub struct NarFile {
-    named: (Sha256, Compression),
+    /// The file's hash, where it has one for a name.
+    named: (Option<Sha256>, Compression),
     examiner: Examiner,
     pack: Box<dyn PackWriter>,
     counted: Counted,
@@ -67,7 +68,7 @@ impl NarFile {
     /// known: it is taken from the budget before the first byte is read.
     pub fn begin(
         app: &App,
-        named: (Sha256, Compression),
+        named: (Option<Sha256>, Compression),
         limit: u64,
         budget: Budget,
         announced: Option<u64>,
@@ -102,8 +103,8 @@ impl NarFile {
     /// counted has to be kept until the rows are stored.
     pub fn finish(self) -> Result<(Arc<Quarantined>, Counted), NarFileError> {
         let examined = self.examiner.finish()?;
-        if examined.file_hash != self.named.0 {
-            return Err(NarFileError::FileHash { found: examined.file_hash, named: self.named.0 });
+        if let Some(named) = self.named.0.filter(|named| *named != examined.file_hash) {
+            return Err(NarFileError::FileHash { found: examined.file_hash, named });
         }
         let length = self.pack.position();
         let range = PackRange { pack: self.pack.finish(Some(&examined.file_hash))?, start: 0, length };
