@@ -7,6 +7,7 @@ pub mod api;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod difference;
 pub mod join;
 pub mod keyfile;
 pub mod nix;

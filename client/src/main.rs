@@ -17,6 +17,7 @@ use pushgate_client::{
     },
     clock,
     config::ConfigDir,
+    difference,
     join::{How, join},
     nix::StoreLocation,
     output::{self, Exit},
@@ -138,6 +139,16 @@ async fn run_why(dir: &ConfigDir, args: Why) -> Result<Exit> {
     let session = Session::open(dir, args.gateway.url.as_deref())?;
     let greeting = session.greet().await?;
     greeting.cache(&session, &args.cache)?;
+    if args.diff {
+        let all = session.api.differences(&args.cache, &path, &session.signer()).await;
+        let all = all.map_err(|e| greeting.explain(e))?;
+        // https://no-color.org
+        let colour =
+            std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        let text = || difference::differences(&path, &args.cache, &all, clock::now(), colour);
+        print(&if args.json { output::json(&all) } else { text() })?;
+        return Ok(Exit::Accepted);
+    }
     let why = session.api.why(&args.cache, &path, &session.signer()).await;
     let why = why.map_err(|e| greeting.explain(e))?;
     print(&if args.json { output::json(&why) } else { review::why(&why, clock::now()) })?;

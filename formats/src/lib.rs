@@ -20,6 +20,7 @@ pub mod narinfo;
 mod properties;
 pub mod refscan;
 pub mod review;
+pub mod sample;
 pub mod store_path;
 
 pub use hash::{HashAlgo, NixHash, Sha256};

@@ -13,6 +13,7 @@ pub mod record;
 pub mod review;
 mod reviewers;
 pub mod rule;
+pub mod sample;
 pub mod scenario;
 mod standing;
 mod starting;

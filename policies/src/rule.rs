@@ -227,6 +227,11 @@ impl Rate {
         fits.then_some(Self(millionths as u32))
     }
 
+    /// At most a million.
+    pub const fn of_millionths(millionths: u32) -> Option<Self> {
+        if millionths <= 1_000_000 { Some(Self(millionths)) } else { None }
+    }
+
     pub fn as_f64(self) -> f64 {
         f64::from(self.0) / 1e6
     }

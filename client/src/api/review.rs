@@ -2,7 +2,7 @@
 
 use pushgate_formats::{
     StorePath,
-    review::{Conflict, HeldClaims},
+    review::{Conflict, Differences, HeldClaims},
 };
 use pushgate_policies::review::{RecordedDecisions, Why};
 
@@ -13,6 +13,17 @@ impl Api {
     pub async fn why(&self, cache: &str, path: &StorePath, signer: &Signer<'_>) -> Result<Why, ApiError> {
         let path = in_url(path.base_name());
         self.signed_get(&format!("/api/v1/caches/{cache}/paths/{path}/why"), signer).await
+    }
+
+    /// How rebuilds of a path differ from its claims.
+    pub async fn differences(
+        &self,
+        cache: &str,
+        path: &StorePath,
+        signer: &Signer<'_>,
+    ) -> Result<Differences, ApiError> {
+        let path = in_url(path.base_name());
+        self.signed_get(&format!("/api/v1/caches/{cache}/paths/{path}/differences"), signer).await
     }
 
     /// A page of what is held, oldest first, beginning behind a claim.

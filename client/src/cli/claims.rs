@@ -14,7 +14,7 @@ use crate::clock;
 ///
 /// Submitters see their own claims of the path, those who decide about claims see all.
 ///
-/// Exit codes: 0 here is the answer, 1 error, 2 wrong arguments, 3 it isn't published and was rejected.
+/// Exit codes: 0 here is the answer, 1 error, 2 wrong arguments, 3 it isn't published and was rejected (not with --diff).
 #[derive(Debug, Args)]
 pub struct Why {
     /// A path in /nix/store, or a link to one such as ./result
@@ -22,6 +22,9 @@ pub struct Why {
     /// Name of the cache
     #[arg(long, value_name = "CACHE", default_value = "main", value_parser = cache)]
     pub cache: String,
+    /// Show instead how rebuilds differ from what was claimed, file by file
+    #[arg(long)]
+    pub diff: bool,
     /// Print one JSON document instead of lines
     #[arg(long)]
     pub json: bool,
