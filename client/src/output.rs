@@ -1,10 +1,15 @@
 //! What people and programs see: lines, JSON and exit codes. Doesn't know where the facts come from; whatever a server
 //! said is made printable here once more, so that no way around that leads to the terminal.
 
+pub mod build;
+
 use std::{collections::BTreeMap, fmt::Write, process::ExitCode};
 
 use indicatif::{BinaryBytes, HumanCount};
-use pushgate_formats::api::{PathState, PathStatus, PushStatus, PushSummary};
+use pushgate_formats::{
+    api::{PathState, PathStatus, PushStatus, PushSummary},
+    jobs::BuildState,
+};
 
 use crate::{
     api::{is_hidden, printable},
@@ -43,6 +48,20 @@ impl Exit {
         if report.paths.iter().any(|path| path.state == PathState::Rejected) {
             Self::Rejected
         } else if !report.failed.is_empty() {
+            Self::Error
+        } else if report.timed_out {
+            Self::TimedOut
+        } else {
+            Self::Accepted
+        }
+    }
+
+    /// For builds at the cache, likewise.
+    pub fn of_build(report: &crate::build::Report) -> Self {
+        let is = |state| report.builds.iter().any(|build| build.state == state);
+        if report.paths.iter().any(|path| path.state == PathState::Rejected) || is(BuildState::Refused) {
+            Self::Rejected
+        } else if is(BuildState::Failed) || !report.failed.is_empty() || report.interrupted {
             Self::Error
         } else if report.timed_out {
             Self::TimedOut
@@ -195,8 +214,24 @@ fn one_push(push: &PushStatus, verbose: bool) -> String {
             line(&mut out, path);
         }
     }
+    for build in &push.builds {
+        build::line(&mut out, build);
+    }
     for notice in &push.notices {
         let _ = writeln!(out, "note: {}", printable(notice));
+    }
+    for path in push.wanted_inputs.iter().take(MOST_WAITS) {
+        let _ = writeln!(out, "note: a rebuild needs `{path}`; push again from a machine that has it");
+    }
+    if push.wanted_inputs.len() > MOST_WAITS {
+        let _ = writeln!(out, "note: and {} more", paths_in_words(push.wanted_inputs.len() - MOST_WAITS));
+    }
+    if !push.builds.is_empty() {
+        let _ = writeln!(out, "{}: {}", counted(push.builds.len(), "build"), build::counts(&push.builds));
+    }
+    // a push that asks for builds has no paths
+    if push.paths.is_empty() && !push.builds.is_empty() {
+        return out;
     }
     let counts = counts_in_words(counts.into_iter().map(|((_, word), count)| (word, count)));
     let _ = writeln!(out, "{}: {counts}", paths_in_words(push.paths.len()));
