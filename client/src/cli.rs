@@ -1,6 +1,7 @@
 //! The command line: names, help and limits of arguments. Doesn't do anything with them.
 
 pub mod admin;
+pub mod build;
 pub mod claims;
 pub mod replay;
 
@@ -29,6 +30,7 @@ pub struct Cli {
 pub enum Command {
     Join(Join),
     Push(Push),
+    Build(build::Build),
     Status(Status),
     Why(claims::Why),
     Token(Token),

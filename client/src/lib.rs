@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod api;
+pub mod build;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -3,6 +3,7 @@
 use std::{
     io::{ErrorKind, IsTerminal, Write},
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
@@ -11,16 +12,17 @@ use clap::Parser;
 use pushgate_client::{
     admin,
     api::printable,
+    build::{self, Target},
     cli::{
-        Cli, Command, Join, PolicyCommand, PolicyExplain, Push, Status, Token, admin::Admin, claims::Why,
-        replay::Replay,
+        Cli, Command, Join, PolicyCommand, PolicyExplain, Push, Status, Token, admin::Admin, build::Build,
+        claims::Why, replay::Replay,
     },
     clock,
     config::ConfigDir,
     difference,
     join::{How, join},
     nix::StoreLocation,
-    output::{self, Exit},
+    output::{self, Exit, build::Prefixes},
     policy::{self, replay::ReplayError},
     progress::Progress,
     push::{self, Options},
@@ -60,6 +62,7 @@ async fn run(cli: Cli) -> Result<Exit> {
         Command::Why(args) => run_why(&dir()?, args).await,
         Command::Join(args) => run_join(&dir()?, args).await,
         Command::Push(args) => run_push(&dir()?, args).await,
+        Command::Build(args) => run_build(&dir()?, args).await,
         Command::Status(args) => run_status(&dir()?, args).await,
         Command::Token(args) => run_token(&dir()?, args).await,
         Command::Admin(args) => run_admin(&dir()?, args).await,
@@ -93,6 +96,30 @@ async fn run_push(dir: &ConfigDir, args: Push) -> Result<Exit> {
         eprint!("{}", output::remarks(&report));
     }
     Ok(Exit::of_push(&report))
+}
+
+async fn run_build(dir: &ConfigDir, args: Build) -> Result<Exit> {
+    let target =
+        Target::parse(args.what.as_deref(), &args.attrs, args.expr.as_deref(), |path| path.exists())?;
+    let session = Session::open(dir, args.gateway.url.as_deref())?;
+    let on_terminal = std::io::stderr().is_terminal();
+    let options = build::Options {
+        target,
+        cache: args.cache,
+        wait: args.wait,
+        substitute: !args.no_substitute,
+        timeout: Duration::from_secs(args.timeout),
+        colours: on_terminal,
+    };
+    let progress = Progress::on_terminal(true);
+    let (beside, prefixes) = (progress.clone(), Prefixes::default());
+    let tell = move |news| beside.beside(&prefixes.line(&news));
+    let built = build::build(&session, &options, &progress, Arc::new(tell)).await;
+    progress.finish();
+    let report = built?;
+    print(&if args.json { output::json(&report) } else { output::build::outputs(&report) })?;
+    eprint!("{}", output::build::remarks(&report));
+    Ok(Exit::of_build(&report))
 }
 
 async fn run_status(dir: &ConfigDir, args: Status) -> Result<Exit> {

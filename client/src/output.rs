@@ -1,15 +1,20 @@
 //! What people and programs see: lines, JSON and exit codes. Doesn't know where the facts come from; whatever a server
 //! said is made printable here once more, so that no way around that leads to the terminal.
 
+pub mod build;
+
 use std::{collections::BTreeMap, fmt::Write, process::ExitCode};
 
 use indicatif::{BinaryBytes, HumanCount};
-use pushgate_formats::api::{PathState, PathStatus, PushStatus, PushSummary};
+use pushgate_formats::{
+    api::{PathState, PathStatus, PushStatus, PushSummary},
+    jobs::BuildState,
+};
 
 use crate::{
     api::{is_hidden, printable},
     join::Joined,
-    push::Report,
+    push::{Report, is_kept},
     status::Answer,
 };
 
@@ -51,6 +56,20 @@ impl Exit {
         }
     }
 
+    /// For builds at the cache, likewise.
+    pub fn of_build(report: &crate::build::Report) -> Self {
+        let is = |state| report.builds.iter().any(|build| build.state == state);
+        if report.paths.iter().any(|path| path.state == PathState::Rejected) || is(BuildState::Refused) {
+            Self::Rejected
+        } else if is(BuildState::Failed) || !report.failed.is_empty() || report.interrupted {
+            Self::Error
+        } else if report.timed_out {
+            Self::TimedOut
+        } else {
+            Self::Accepted
+        }
+    }
+
     pub fn of_status(answer: &Answer) -> Self {
         if answer.has_rejections() { Self::Rejected } else { Self::Accepted }
     }
@@ -59,7 +78,7 @@ impl Exit {
 /// One path on one line.
 fn line(out: &mut String, status: &PathStatus) {
     // writing to a String can't fail
-    let _ = write!(out, "{:<9} {}", status.state.as_str(), status.path);
+    let _ = write!(out, "{:<9} {}", state_word(status), status.path);
     if !status.waits_for.is_empty() {
         let named: Vec<_> = status.waits_for.iter().take(MOST_WAITS).map(|what| printable(what)).collect();
         let _ = write!(out, "  waits for {}", named.join(", "));
@@ -79,8 +98,13 @@ fn line(out: &mut String, status: &PathStatus) {
     out.push('\n');
 }
 
+/// The state, and for what only verifiers get, which waits for nothing, a word of its own.
+fn state_word(status: &PathStatus) -> &'static str {
+    if is_kept(status) { "kept" } else { status.state.as_str() }
+}
+
 fn needs_attention(status: &PathStatus) -> bool {
-    !matches!(status.state, PathState::Published | PathState::Upstream)
+    !matches!(status.state, PathState::Published | PathState::Upstream) && !is_kept(status)
 }
 
 /// `998 published, 1 held`.
@@ -183,17 +207,33 @@ fn summary(push: &PushSummary, now: u64) -> String {
 fn one_push(push: &PushStatus, verbose: bool) -> String {
     let mut out = String::new();
     let all = verbose || push.paths.len() <= FEW;
-    let mut counts: BTreeMap<PathState, u64> = BTreeMap::new();
+    let mut counts: BTreeMap<(PathState, &str), u64> = BTreeMap::new();
     for path in &push.paths {
-        *counts.entry(path.state).or_default() += 1;
+        *counts.entry((path.state, state_word(path))).or_default() += 1;
         if all || needs_attention(path) {
             line(&mut out, path);
         }
     }
+    for build in &push.builds {
+        build::line(&mut out, build);
+    }
     for notice in &push.notices {
         let _ = writeln!(out, "note: {}", printable(notice));
     }
-    let counts = counts_in_words(counts.iter().map(|(state, count)| (state.as_str(), *count)));
+    for path in push.wanted_inputs.iter().take(MOST_WAITS) {
+        let _ = writeln!(out, "note: a rebuild needs `{path}`; push again from a machine that has it");
+    }
+    if push.wanted_inputs.len() > MOST_WAITS {
+        let _ = writeln!(out, "note: and {} more", paths_in_words(push.wanted_inputs.len() - MOST_WAITS));
+    }
+    if !push.builds.is_empty() {
+        let _ = writeln!(out, "{}: {}", counted(push.builds.len(), "build"), build::counts(&push.builds));
+    }
+    // a push that asks for builds has no paths
+    if push.paths.is_empty() && !push.builds.is_empty() {
+        return out;
+    }
+    let counts = counts_in_words(counts.into_iter().map(|((_, word), count)| (word, count)));
     let _ = writeln!(out, "{}: {counts}", paths_in_words(push.paths.len()));
     out
 }
@@ -359,6 +399,27 @@ mod tests {
         report.paths.pop();
         report.pushes.clear();
         assert_eq!(push(&report, false), "200 paths: 200 published; nothing to send\n");
+    }
+
+    #[test]
+    fn what_is_kept_for_verifiers_waits_for_nothing() {
+        let mut kept = status_of(1, PathState::Held);
+        kept.code = Some("kept-as-input".into());
+        let push = PushStatus {
+            push: "p1".into(),
+            cache: "main".into(),
+            expires: 0,
+            paths: vec![kept, status_of(2, PathState::Held)],
+            wanted: vec![],
+            wanted_derivations: vec![],
+            wanted_inputs: vec![],
+            builds: vec![],
+            realisations: vec![],
+            notices: vec![],
+        };
+        let text = status(&Answer::Push(push), false, 0);
+        assert!(text.starts_with(&format!("kept      {}", path(1))), "{text}");
+        assert!(text.ends_with("2 paths: 1 held, 1 kept\n"), "{text}");
     }
 
     #[test]

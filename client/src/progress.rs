@@ -49,6 +49,11 @@ impl Progress {
         self.bar.inc(bytes);
     }
 
+    /// Writes to standard error beside the line, also where that is no terminal.
+    pub fn beside(&self, text: &str) {
+        self.bar.suspend(|| eprint!("{text}"));
+    }
+
     /// Takes the line away.
     pub fn finish(&self) {
         self.bar.finish_and_clear();

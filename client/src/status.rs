@@ -3,6 +3,7 @@
 use pushgate_formats::{
     StorePath,
     api::{PathState, PathStatus, PushStatus, PushSummary},
+    jobs::{BuildState, BuildStatus},
 };
 use serde::Serialize;
 
@@ -67,7 +68,10 @@ impl Answer {
         let rejected = |path: &PathStatus| path.state == PathState::Rejected;
         match self {
             Self::Recent(_) => false,
-            Self::Push(push) => push.paths.iter().any(rejected),
+            Self::Push(push) => {
+                let refused = |build: &BuildStatus| build.state == BuildState::Refused;
+                push.paths.iter().any(rejected) || push.builds.iter().any(refused)
+            }
             Self::Path(path) => rejected(path),
         }
     }

@@ -3,6 +3,7 @@
 //! printable where it enters ([`error::printable`]).
 
 mod admin;
+mod build;
 mod error;
 mod review;
 
@@ -21,11 +22,12 @@ use pushgate_formats::{
 };
 use reqwest::{
     Body, Client, RequestBuilder, Response, StatusCode,
-    header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER},
     redirect,
 };
 use serde::de::DeserializeOwned;
 
+pub use build::LogPiece;
 pub use error::{ApiError, Refusal, is_hidden, printable};
 
 /// Largest answer read. That of a push of 20,000 paths has some 8 MiB.
@@ -271,10 +273,21 @@ impl Api {
         tries: Tries,
         make: impl Fn() -> RequestBuilder,
     ) -> Result<T, ApiError> {
+        self.repeat(tries, make, |url, answer| self.json(url, answer)).await
+    }
+
+    /// The same for answers of any form; `read` says what is in one.
+    async fn repeat<T>(
+        &self,
+        tries: Tries,
+        make: impl Fn() -> RequestBuilder,
+        read: impl Fn(&str, Answer) -> Result<T, Failed>,
+    ) -> Result<T, ApiError> {
         let began = Instant::now();
         let (mut failures, mut turns) = (0, 0);
         loop {
-            let (error, retry_after) = match self.once(make()).await {
+            let answer = self.answer(make()).await.and_then(|(url, answer)| read(&url, answer));
+            let (error, retry_after) = match answer {
                 Ok(answer) => return Ok(answer),
                 Err(failed) => failed,
             };
@@ -298,36 +311,61 @@ impl Api {
         }
     }
 
-    /// Sends a request once. With the error comes the pause that the gateway asked for.
-    async fn once<T: DeserializeOwned>(
-        &self,
-        request: RequestBuilder,
-    ) -> Result<T, (ApiError, Option<Duration>)> {
+    /// Sends a request once.
+    async fn once<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, Failed> {
+        let (url, answer) = self.answer(request).await?;
+        self.json(&url, answer)
+    }
+
+    fn json<T: DeserializeOwned>(&self, url: &str, answer: Answer) -> Result<T, Failed> {
+        let body = answer.good(&self.base, url)?.body;
+        serde_json::from_slice(&body).map_err(|e| {
+            tracing::debug!(why = printable(&e.to_string()), "unusable answer");
+            (ApiError::not_a_gateway(url, "its answer is not of the expected form"), None)
+        })
+    }
+
+    /// Sends a request and reads the answer, whatever it is. Returns the address too.
+    async fn answer(&self, request: RequestBuilder) -> Result<(String, Answer), Failed> {
         let failed = |e: reqwest::Error| (ApiError::unreachable(&self.base, &e), None);
         let response = request.send().await.map_err(failed)?;
-        let status = response.status();
+        let (status, headers) = (response.status(), response.headers().clone());
         let url = response.url().to_string();
-        let retry_after = retry_after(&response);
         let body = bounded(response).await.map_err(|e| match e {
             Ok(error) => failed(error),
             Err(()) => (ApiError::not_a_gateway(&url, "its answer is larger than 64 MiB"), None),
         })?;
+        Ok((url, Answer { status, headers, body }))
+    }
+}
+
+/// What went wrong, and the pause that the gateway asked for.
+type Failed = (ApiError, Option<Duration>);
+
+/// An answer of whatever is at the address.
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    /// The answer, unless it is an error.
+    fn good(self, base: &str, url: &str) -> Result<Self, Failed> {
+        let status = self.status;
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|e| {
-                tracing::debug!(why = printable(&e.to_string()), "unusable answer");
-                (ApiError::not_a_gateway(&url, "its answer is not of the expected form"), None)
-            });
+            return Ok(self);
         }
         if status.is_redirection() {
-            return Err((ApiError::Redirected { url: self.base.clone() }, None));
+            return Err((ApiError::Redirected { url: base.to_owned() }, None));
         }
-        let error = match serde_json::from_slice::<ErrorAnswer>(&body) {
+        let error = match serde_json::from_slice::<ErrorAnswer>(&self.body) {
             Ok(answer) => ApiError::Refused(Refusal::new(status.as_u16(), answer.error)),
             // a proxy in front of a gateway that is away says so in its own words
-            Err(_) if is_busy(status) => ApiError::Busy { url: self.base.clone(), status: status.as_u16() },
-            Err(_) => ApiError::not_a_gateway(&url, &format!("it answers {}", status.as_u16())),
+            Err(_) if is_busy(status) => ApiError::Busy { url: base.to_owned(), status: status.as_u16() },
+            Err(_) => ApiError::not_a_gateway(url, &format!("it answers {}", status.as_u16())),
         };
-        Err((error, retry_after))
+        Err((error, retry_after(&self.headers)))
     }
 }
 
@@ -373,8 +411,8 @@ const fn is_busy(status: StatusCode) -> bool {
     matches!(status.as_u16(), 429 | 502 | 503 | 504)
 }
 
-fn retry_after(response: &Response) -> Option<Duration> {
-    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
 }
 

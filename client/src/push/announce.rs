@@ -39,15 +39,18 @@ pub(super) fn sign(paths: &[PathInfo], key: &SecretKey) -> Vec<AnnouncedPath> {
     })
 }
 
+/// What an announcement says beside whom it's meant for and when; see [`Announcement`].
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    pub(super) paths: Vec<AnnouncedPath>,
+    pub(super) derivations: Vec<StorePath>,
+    pub(super) inputs: bool,
+    pub(super) builds: Vec<StorePath>,
+}
+
 /// The envelope's bytes, as they are sent.
-pub(super) fn seal(
-    audience: Audience,
-    paths: Vec<AnnouncedPath>,
-    derivations: Vec<StorePath>,
-    key: &SecretKey,
-    now: u64,
-    nonce: [u8; 16],
-) -> Bytes {
+pub(super) fn seal(audience: Audience, said: Said, key: &SecretKey, now: u64, nonce: [u8; 16]) -> Bytes {
+    let Said { paths, derivations, inputs, builds } = said;
     let announcement = Announcement {
         version: 1,
         audience,
@@ -57,8 +60,8 @@ pub(super) fn seal(
         paths,
         derivations,
         realisations: Vec::new(),
-        inputs: false,
-        builds: vec![],
+        inputs,
+        builds,
     };
     let payload = json(&announcement);
     // each form of a large announcement has tens of megabytes: never more than two at once
@@ -118,14 +121,21 @@ mod tests {
         let infos = infos(3);
         let audience = Audience { gateway: "5f".into(), cache: "main".into() };
         let derivations = vec![infos[0].path.clone()];
-        let bytes = seal(audience.clone(), sign(&infos, &key), derivations.clone(), &key, 1000, [0xab; 16]);
+        let said = Said {
+            paths: sign(&infos, &key),
+            derivations: derivations.clone(),
+            inputs: false,
+            builds: derivations.clone(),
+        };
+        let bytes = seal(audience.clone(), said, &key, 1000, [0xab; 16]);
         let envelope: Envelope = serde_json::from_slice(&bytes).unwrap();
         let payload = envelope.unverified_payload(dsse::ANNOUNCEMENT).unwrap();
         envelope.verify(&payload, &key.public()).unwrap();
         let read: Announcement = serde_json::from_slice(&payload).unwrap();
         assert_eq!((read.version, read.audience, read.nonce), (1, audience, "ab".repeat(16)));
         assert_eq!((read.issued, read.expires), (1000, 1000 + MAX_VALIDITY));
-        assert_eq!((read.paths.len(), read.derivations), (3, derivations));
+        assert_eq!((read.paths.len(), read.inputs), (3, false));
+        assert_eq!((read.derivations, read.builds), (derivations.clone(), derivations));
     }
 
     #[test]

@@ -5,40 +5,39 @@ mod announce;
 mod compress;
 mod derivations;
 mod framing;
+mod inputs;
 mod line;
 mod plan;
 mod report;
+mod send;
 mod upload;
 mod wait;
 
-use std::{collections::HashMap, io, sync::Arc, time::Duration};
+use std::{collections::HashMap, io, time::Duration};
 
 use pushgate_formats::{
-    Sha256, StorePath,
-    api::{Audience, MAX_PATHS, MissingPath, MissingQuery, PathState, PathStatus},
+    StorePath,
+    api::{MAX_PATHS, MissingPath, MissingQuery, PathState, PathStatus},
 };
 use tokio::{
-    sync::watch,
     task::{JoinError, spawn_blocking},
     time::Instant,
 };
 
+pub(crate) use inputs::Inputs;
+pub use inputs::is_kept;
 pub use report::{Failed, Report, Traffic};
+pub(crate) use send::{Parcel, Pushed, Sender};
 
-use self::{
-    line::Line,
-    upload::{Sent, Uploader},
-    wait::Waited,
-};
+use self::wait::Waited;
 use crate::{
-    api::{ApiError, PushHandle, Until, printable},
-    clock,
+    api::{ApiError, Until, printable},
     nix::{
         Daemon, LocationError, PathInfo, StoreError, StoreLocation,
         closure::{ClosureError, closure},
     },
     progress::Progress,
-    session::{Greeting, Session, SessionError},
+    session::{Session, SessionError},
 };
 
 /// Most requests at once: each may hold a NAR of 4 MiB before and after compression.
@@ -132,21 +131,29 @@ pub async fn push(session: &Session, options: &Options, progress: &Progress) -> 
         let there: std::collections::HashSet<StorePath> = states.keys().cloned().collect();
         local = spawn_blocking(move || local.keep(|root| !there.contains(root))).await??;
     }
+    let most = greeting.max_paths();
+    let mut sender = Sender::new(session, greeting, options.cache.clone(), local.daemon, progress.clone());
+    (sender.jobs, sender.level) = (options.jobs, options.level);
     let mut pushes = Vec::new();
-    for part in plan::announcements(missing, greeting.max_paths()) {
-        let (back, announced) = one(session, options, &greeting, local, part, &mut report, progress).await?;
-        local = back;
-        pushes.push(announced);
+    for paths in plan::announcements(missing, most) {
+        progress.doing(format!("announcing {} paths", paths.len()));
+        pushes.push(sender.send(Parcel { paths, ..Parcel::default() }).await?);
     }
 
     let deadline = Instant::now() + options.timeout;
     let until = if options.wait { Until::Terminal } else { Until::Settled };
-    for (handle, mut lost) in pushes {
+    let mut inputs = Inputs::default();
+    for Pushed { handle, mut lost, derivations, .. } in pushes {
         report.pushes.push(handle.id.clone());
-        let Waited { status, timed_out } =
-            wait::wait(&session.api, &handle, until, deadline, &lost, progress)
-                .await
-                .map_err(|error| PushError::Outcome { error, push: handle.id.clone() })?;
+        let Waited { status, timed_out, .. } = loop {
+            let waited =
+                wait::wait(&session.api, &handle, until, deadline, &lost, Some(&inputs), progress).await;
+            let waited = waited.map_err(|error| PushError::Outcome { error, push: handle.id.clone() })?;
+            if !waited.wants_inputs {
+                break waited;
+            }
+            sender.serve(&mut inputs, &waited.status.wanted_inputs, &derivations, deadline).await;
+        };
         report.timed_out |= timed_out;
         report.notices.extend(status.notices.iter().map(|notice| printable(notice)));
         for status in status.paths {
@@ -157,9 +164,9 @@ pub async fn push(session: &Session, options: &Options, progress: &Progress) -> 
             states.insert(status.path.clone(), status);
         }
     }
-    // the temporary roots, which keep the paths from being collected, end with the connection; nobody has to wait for the
-    // daemon to be gone
-    std::thread::spawn(move || drop(local));
+    report.notices.append(&mut sender.notices);
+    report.traffic = sender.traffic;
+    sender.close();
     for path in order {
         let status = states.remove(&path).unwrap_or_else(|| {
             // what nobody vouches for isn't accepted
@@ -178,7 +185,6 @@ pub async fn push(session: &Session, options: &Options, progress: &Progress) -> 
 /// The store on this machine, with what is pushed kept from being collected.
 struct Local {
     daemon: Daemon,
-    location: StoreLocation,
     roots: Vec<StorePath>,
 }
 
@@ -201,7 +207,7 @@ impl Local {
         } else {
             Vec::new()
         };
-        Ok((Self { daemon, location, roots }, infos))
+        Ok((Self { daemon, roots }, infos))
     }
 
     /// Reads the closures of the roots, references first.
@@ -242,105 +248,4 @@ async fn already_there(
 
 fn status_of(path: StorePath, state: PathState) -> PathStatus {
     PathStatus { path, state, code: None, message: None, waits_for: Vec::new() }
-}
-
-/// Announces some paths and sends what the gateway wants of them. Returns the push, and the paths whose bytes didn't get
-/// there with the reason.
-async fn one(
-    session: &Session,
-    options: &Options,
-    greeting: &Greeting,
-    local: Local,
-    paths: Vec<PathInfo>,
-    report: &mut Report,
-    progress: &Progress,
-) -> Result<(Local, (PushHandle, HashMap<StorePath, String>)), PushError> {
-    progress.doing(format!("announcing {} paths", paths.len()));
-    let Local { mut daemon, location, roots } = local;
-    let derivers = derivations::derivers(&paths);
-    let listing = spawn_blocking(move || derivations::list(&mut daemon, derivers).map(|list| (daemon, list)));
-    let mut nonce = [0; 16];
-    getrandom::fill(&mut nonce).map_err(PushError::Random)?;
-    // Signing and sealing keep this thread busy (some 25 µs per path, on all cores); nothing else runs on it meanwhile.
-    let claims = announce::sign(&paths, &session.key);
-    tracing::debug!("signed");
-    let (daemon, list) = listing.await??;
-    tracing::debug!(derivations = list.derivations.len(), "read the derivations");
-    report.notices.extend(about_derivations(&list));
-
-    let named = list.derivations.iter().map(|listed| listed.path.clone()).collect();
-    let audience = Audience { gateway: session.gateway.id.clone(), cache: options.cache.clone() };
-    let envelope = announce::seal(audience, claims, named, &session.key, clock::now(), nonce);
-    let (push, status) =
-        session.api.announce(&options.cache, envelope).await.map_err(|e| greeting.explain(e))?;
-
-    tracing::debug!(push = push.id, wanted = status.wanted.len(), "announced");
-
-    let bodies = derivations::bodies(list.derivations, &status.wanted_derivations);
-    let (open, ready) = watch::channel(false);
-    let uploader = Uploader {
-        api: session.api.clone(),
-        push,
-        location: location.clone(),
-        progress: progress.clone(),
-        jobs: options.jobs.unwrap_or_else(default_jobs),
-        line: Arc::new(Line::new(options.level)),
-        ready,
-    };
-    let send_derivations = async {
-        let mut notices = Vec::new();
-        if !bodies.is_empty() {
-            progress.doing(format!("sending {} derivations", bodies.iter().map(Vec::len).sum::<usize>()));
-            notices = uploader.derivations(bodies).await?;
-        }
-        tracing::debug!("sent the derivations");
-        open.send_replace(true);
-        Ok::<_, PushError>(notices)
-    };
-    let nars = plan::wanted(&paths, &status.wanted);
-    let send_nars = async {
-        if nars.is_empty() {
-            return Ok(Sent::default());
-        }
-        progress.sending(format!("sending {} paths", nars.len()), nars.iter().map(|nar| nar.size).sum());
-        uploader.nars(plan::requests(nars, uploader.jobs)).await
-    };
-    // the first NARs are compressed while the gateway checks the derivations
-    let (notices, sent) = tokio::try_join!(send_derivations, send_nars)?;
-    report.notices.extend(notices.iter().map(|notice| printable(notice)));
-    tracing::debug!(nars = sent.nars, bytes = sent.body_bytes, "sent the NARs");
-    report.traffic.add(&sent);
-    Ok((Local { daemon, location, roots }, (uploader.push, lost(&paths, sent))))
-}
-
-/// The paths whose bytes didn't get to the gateway, and why.
-fn lost(paths: &[PathInfo], sent: Sent) -> HashMap<StorePath, String> {
-    let mut why: HashMap<Sha256, String> = HashMap::new();
-    why.extend(sent.unsent.into_iter().map(|(nar, why)| (nar.hash, why)));
-    why.extend(sent.refused.into_iter().map(|(nar, error)| {
-        (nar.hash, format!("{} [{}]", printable(&error.message), printable(&error.code)))
-    }));
-    // several paths may have the same bytes
-    paths.iter().filter_map(|info| Some((info.path.clone(), why.get(&info.nar_hash)?.clone()))).collect()
-}
-
-fn about_derivations(list: &derivations::List) -> Vec<String> {
-    let mut notices = Vec::new();
-    if let [first, ..] = list.missing.as_slice() {
-        notices.push(format!(
-            "{} no longer in this store, such as `{first}`: paths built from them may be held until somebody who has \
-             them pushes",
-            match list.missing.len() {
-                1 => "1 derivation is".into(),
-                many => format!("{many} derivations are"),
-            }
-        ));
-    }
-    if list.left_out > 0 {
-        notices.push(format!(
-            "{} derivations are too many for one push; push fewer paths at once",
-            list.derivations.len() + list.left_out
-        ));
-    }
-    notices
 }
