@@ -112,6 +112,18 @@ pub struct Draw {
     pub weight: u32,
 }
 
+/// An epoch that is over, with a page of its draws (`GET /api/v1/caches/CACHE/epochs/NUMBER`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Draws {
+    pub epoch: Epoch,
+    /// In the order that they were made.
+    pub draws: Vec<Draw>,
+    /// Where the next page begins, if there may be one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<i64>,
+}
+
 impl Epoch {
     /// The canonical bytes.
     pub fn to_bytes(&self) -> Vec<u8> {

@@ -13,6 +13,7 @@ use serde::Deserialize;
 pub struct Config {
     pub limits: Limits,
     pub log: Log,
+    pub sample: Sample,
 }
 
 /// Bounds on what runs at once and on what is kept.
@@ -67,6 +68,22 @@ pub struct Limits {
     /// Wrong invite codes a minute, over all comers, after which further wrong ones are refused without being looked into; a
     /// right one is always good. Default: 20.
     pub invite_attempts: u32,
+}
+
+/// The rebuild sample.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Sample {
+    /// How long one seed is in force; then it is revealed, and everybody can replay its draws. Seconds here, a text such as
+    /// `"1d"` in the file. Default: a day.
+    #[serde(deserialize_with = "de_duration")]
+    pub epoch: u64,
+}
+
+impl Default for Sample {
+    fn default() -> Self {
+        Self { epoch: 86_400 }
+    }
 }
 
 /// What is logged, on standard error.
@@ -128,6 +145,9 @@ impl Config {
             .map_err(|e| anyhow::anyhow!("the configuration file {}: {e}", file.display()))?;
         let config: Self = toml::from_str(&text).map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))?;
         config.limits.check().map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))?;
+        if config.sample.epoch == 0 {
+            anyhow::bail!("{}: `sample.epoch` is 0; at least a second is needed", file.display());
+        }
         Ok(config)
     }
 }
@@ -180,6 +200,7 @@ mod tests {
              header-timeout = 8\nannouncements = 6\ninvite-attempts = 7\nupload-time = \"2h\"\npaths = 9\nopen-pushes = 10\n\
              open-paths = 11\nquarantine = \"12 GiB\"\nfree-space = \"13 MiB\"\nmemory = \"14 MiB\"\nkeep-ended = \"15d\"\n\
              download-idle = 16\ndownload-rate = 17\n\
+             [sample]\nepoch = \"2h\"\n\
              [log]\nfilter = \"debug\"\njson = true\n",
         )
         .unwrap();
@@ -204,6 +225,7 @@ mod tests {
             invite_attempts: 7,
         };
         assert_eq!(config.limits, expected);
+        assert_eq!(config.sample, Sample { epoch: 7200 });
         assert_eq!(config.log, Log { filter: "debug".into(), json: true });
         assert!(toml::from_str::<Config>("[limits]\nupload = 1\n").is_err());
     }

@@ -112,3 +112,40 @@ CREATE TABLE mismatches (
 
 -- While it isn't null, nothing that the key has sent is published: an admin lets it go again.
 ALTER TABLE keys ADD COLUMN held INTEGER;
+
+-- The sample: seeds by epoch, draws, and what weighs in them.
+CREATE TABLE epochs (
+    cache  TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    seed   BLOB NOT NULL,                 -- secret until the epoch is over
+    opened INTEGER NOT NULL,
+    closed INTEGER,
+    PRIMARY KEY (cache, number)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE draws (
+    id       INTEGER PRIMARY KEY,
+    cache    TEXT NOT NULL,
+    path     TEXT NOT NULL,
+    nar_hash TEXT NOT NULL,
+    identity INTEGER NOT NULL,
+    epoch    INTEGER NOT NULL,
+    drawn    INTEGER NOT NULL,
+    body     BLOB NOT NULL,               -- its leaf
+    UNIQUE (cache, path, nar_hash)
+) STRICT;
+CREATE INDEX draws_by_epoch ON draws (cache, epoch, id);
+
+CREATE TABLE packages (
+    cache      TEXT NOT NULL,
+    pname      TEXT NOT NULL,
+    dependants INTEGER NOT NULL,          -- published paths that refer to one of it
+    PRIMARY KEY (cache, pname)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE reputations (
+    identity   INTEGER PRIMARY KEY,
+    claims     INTEGER NOT NULL DEFAULT 0, -- that were drawn for or not
+    matches    INTEGER NOT NULL DEFAULT 0, -- published with a rebuild, since the last mismatch
+    mismatched INTEGER NOT NULL DEFAULT 0
+) STRICT;

@@ -7,6 +7,7 @@
 mod acts;
 mod evidence;
 mod jobs;
+mod sample;
 pub mod sqlite;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -18,6 +19,7 @@ use pushgate_formats::{
     api::{PathState, PathStatus, RealisationStatus},
     jobs::BuiltOutput,
     keys::{KeyName, PublicKey},
+    sample::Draw,
 };
 
 pub use acts::{Acted, Change, EventRow, GATEWAY, GATEWAY_HOST, IdentityRow, KeyRow, NewEvent, SignedAct};
@@ -28,6 +30,7 @@ pub use jobs::{
     AttestationRow, BuildRow, DifferenceRow, JobEnd, JobRow, JobState, MismatchRow, NewJob, RebuildRow, Taker,
 };
 pub use pushgate_formats::api::Role;
+pub use sample::{DrawRow, EpochRow, NewDraw, Reputation};
 
 /// A fault of the database. The caller can't mend it: it is answered as `unavailable` and logged.
 #[derive(Debug, thiserror::Error)]
@@ -311,6 +314,10 @@ pub struct Judged {
     pub claims: Vec<ClaimUpdate>,
     /// Claims that differ from another claim or what is published: path, NAR hash, claim.
     pub conflicts: Vec<(StorePath, Sha256, i64)>,
+    /// Draws of the sample, each with its leaf; one that is there already stays.
+    pub draws: Vec<NewDraw>,
+    /// Whose claims are published upon a rebuild, once for each.
+    pub matched: Vec<i64>,
 }
 
 /// What came of committing a judgement.
@@ -629,6 +636,21 @@ pub trait Db: Send + Sync + 'static {
     async fn add_mismatch(&self, row: &MismatchRow, event: &NewEvent) -> Result<bool>;
     /// Confirmed mismatches of an identity: the newest one's time, and how many.
     async fn mismatches_of(&self, identity: i64) -> Result<(Option<u64>, u64)>;
+
+    /// The newest epoch of a cache's sample.
+    async fn epoch(&self, cache: &str) -> Result<Option<EpochRow>>;
+    /// Epochs of a cache, newest first.
+    async fn epochs(&self, cache: &str, most: u32) -> Result<Vec<EpochRow>>;
+    /// Opens an epoch, its leaf first, both or neither; false where that number is open already.
+    async fn open_epoch(&self, cache: &str, row: &EpochRow) -> Result<bool>;
+    /// Closes an epoch and reveals its seed in a leaf, both or neither; false where that is done.
+    async fn close_epoch(&self, cache: &str, row: &EpochRow, now: u64) -> Result<bool>;
+    async fn draws(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<DrawRow>>;
+    /// Draws of an epoch in the order that they were made, beginning behind one, each with its number.
+    async fn draws_of(&self, cache: &str, epoch: u64, after: i64, most: u32) -> Result<Vec<(i64, Draw)>>;
+    async fn reputations(&self, identities: &[i64]) -> Result<HashMap<i64, Reputation>>;
+    /// Published paths that refer to one of these packages.
+    async fn dependants(&self, cache: &str, pnames: &[&str]) -> Result<HashMap<String, u32>>;
 
     /// The leaf of a published path: its number and body.
     async fn leaf_of(&self, cache: &str, path: &StorePath) -> Result<Option<(u64, Vec<u8>)>>;

@@ -12,6 +12,7 @@ mod patience;
 pub mod public;
 pub mod pushes;
 pub mod review;
+pub mod sample;
 pub mod stock;
 pub mod tokens;
 pub mod upload;
@@ -83,6 +84,8 @@ fn routes() -> Vec<Route> {
         Route(Method::GET, "/api/v1/caches/{cache}/held", Reviewer, get(review::held)),
         Route(Method::GET, "/api/v1/caches/{cache}/conflicts", Reviewer, get(review::conflicts)),
         Route(Method::GET, "/api/v1/caches/{cache}/decisions", Reviewer, get(review::decisions)),
+        Route(Method::GET, "/api/v1/caches/{cache}/epochs", Reviewer, get(sample::epochs)),
+        Route(Method::GET, "/api/v1/caches/{cache}/epochs/{epoch}", Reviewer, get(sample::draws)),
         Route(Method::GET, "/api/v1/admin/identities", Admin, get(admin::identities)),
         Route(Method::GET, "/api/v1/admin/tokens", Admin, get(admin::tokens)),
         Route(Method::GET, "/api/v1/admin/events", Admin, get(admin::events)),

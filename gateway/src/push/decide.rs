@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use pushgate_formats::{Sha256, StorePath};
+use pushgate_formats::{Sha256, StorePath, sample::Draw};
 use pushgate_policies::{
     self as policies, Policy,
     facts::{Decision, Moment, Wait},
@@ -87,6 +87,9 @@ pub struct Judgement {
     pub again: Option<u64>,
     /// What it needs of verifiers, where it isn't admitted.
     pub rebuilds: Option<RebuildStanding>,
+    /// Whether it is drawn for a rebuild, and the draw where it is new.
+    pub drawn: bool,
+    pub draw: Option<Draw>,
 }
 
 /// What a decision is asked of.
@@ -98,15 +101,19 @@ pub struct Asked<'a> {
     pub provenance: &'a Provenance,
     pub resolved: &'a Resolved,
     pub known: &'a Known,
+    /// Draws for the same submitter's claims that this judgement makes before it.
+    pub draws_before: u32,
 }
 
 /// Judges one claim.
 pub fn decide(asked: &Asked<'_>) -> Judgement {
-    let Asked { policy, session, signed, submitter, provenance, resolved, known } = asked;
+    let Asked { policy, session, signed, submitter, provenance, resolved, known, .. } = asked;
     let claim = signed.claim();
     let origin = Origin::of(provenance, claim.deriver.as_ref(), resolved, known);
     let facts = origin.claim(&session.cache.name, provenance, claim.nar_size, submitter);
-    let evidence = known.evidence(provenance, submitter);
+    let mut evidence = known.evidence(provenance, submitter);
+    let (drawn, draw) = known.draw(policy, &facts, provenance, (session.identity, asked.draws_before));
+    evidence.drawn = drawn;
     let moment = Moment { now: known.now, announced: session.announced };
     let decision = policies::decide(policy, &facts, &evidence, moment);
     let recorded = Recorded::of(&facts, &evidence, moment, &known.needs.env);
@@ -132,7 +139,7 @@ pub fn decide(asked: &Asked<'_>) -> Judgement {
         }
         Decision::Reject { code, message, .. } => Verdict::Rejected { code, message },
     };
-    Judgement { verdict, decision: stored, again, rebuilds }
+    Judgement { verdict, decision: stored, again, rebuilds, draw, drawn }
 }
 
 /// A decision as it is kept.

@@ -12,6 +12,7 @@ use std::{
 use pushgate_formats::{
     Sha256, StorePath,
     derivation::{Derivation, FixedLeaf},
+    sample::Draw,
 };
 use pushgate_policies::{
     Needs, Policy,
@@ -24,6 +25,7 @@ use super::{
     provenance::{Provenance, ProvenanceKind},
     rebuild::{
         RebuildError,
+        sample::Drawer,
         standing::{self, Witness},
     },
     session::Session,
@@ -46,6 +48,8 @@ pub struct Known {
     failed: HashMap<StorePath, Vec<JobRow>>,
     /// Jobs all of whose inputs were rebuilt too, where the policy asks.
     sound: BTreeSet<String>,
+    /// What the sample's draws are made with.
+    drawer: Drawer,
     /// By derivation: the variables that the policy asks for.
     env: HashMap<StorePath, BTreeMap<String, String>>,
     /// What the policy asks for at all.
@@ -103,6 +107,10 @@ impl Known {
                 known.failed.entry(job.derivation.clone()).or_default().push(job);
             }
         }
+        let mut identities: Vec<i64> = sent.iter().map(|s| s.session.identity).collect();
+        identities.sort_unstable();
+        identities.dedup();
+        known.drawer = Drawer::gather(app, cache, policy, &paths, &identities).await?;
         if !needs.upstreams.is_empty() {
             let asked = policy.upstreams.iter().filter(|u| needs.upstreams.contains(&u.url)).cloned();
             known.upstreams = app.upstreams.says(db, &asked.collect::<Vec<_>>(), &paths).await?;
@@ -178,6 +186,20 @@ impl Known {
             }
         }
         evidence
+    }
+
+    /// Whether a claim is drawn for a rebuild: only what a derivation yields can be rebuilt.
+    pub fn draw(
+        &self,
+        policy: &Policy,
+        claim: &facts::Claim<'_>,
+        provenance: &Provenance,
+        (identity, before): (i64, u32),
+    ) -> (bool, Option<Draw>) {
+        match provenance.kind() {
+            ProvenanceKind::Derivation { .. } => self.drawer.draw(policy, claim, identity, before),
+            _ => (false, None),
+        }
     }
 
     /// Those verifiers that got these contents and aren't the claimant's own.

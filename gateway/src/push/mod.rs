@@ -347,6 +347,7 @@ async fn record_first_states(app: &App, session: &Session, conflicts: Vec<usize>
         seen: 0,
         claims,
         conflicts,
+        ..crate::db::Judged::default()
     };
     app.db.commit(&judged).await?;
     Ok(())

@@ -12,6 +12,7 @@ use pushgate_formats::{
     acts::{ActDone, TokenInfo},
     jobs::BuiltOutput,
     keys::{KeyName, PublicKey},
+    sample::Draw,
 };
 use pushgate_gateway::db::*;
 
@@ -184,6 +185,15 @@ seam! {
     read fn differences(&self, cache: &str, path: &StorePath) -> Vec<DifferenceRow>;
     write fn add_mismatch(&self, row: &MismatchRow, event: &NewEvent) -> bool;
     read fn mismatches_of(&self, identity: i64) -> (Option<u64>, u64);
+
+    read fn epoch(&self, cache: &str) -> Option<EpochRow>;
+    read fn epochs(&self, cache: &str, most: u32) -> Vec<EpochRow>;
+    write fn open_epoch(&self, cache: &str, row: &EpochRow) -> bool;
+    write fn close_epoch(&self, cache: &str, row: &EpochRow, now: u64) -> bool;
+    read fn draws(&self, cache: &str, paths: &[StorePath]) -> Vec<DrawRow>;
+    read fn draws_of(&self, cache: &str, epoch: u64, after: i64, most: u32) -> Vec<(i64, Draw)>;
+    read fn reputations(&self, identities: &[i64]) -> HashMap<i64, Reputation>;
+    read fn dependants(&self, cache: &str, pnames: &[&str]) -> HashMap<String, u32>;
 
     read fn leaf_of(&self, cache: &str, path: &StorePath) -> Option<(u64, Vec<u8>)>;
     read fn leaves(&self, cache: &str, from: u64, most: u32) -> Vec<(u64, Vec<u8>, Sha256)>;

@@ -203,6 +203,13 @@ impl Sqlite {
 }
 
 async fn follow(tx: &mut SqliteConnection, row: &MismatchRow, key: &str, now: u64) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO reputations (identity, mismatched) VALUES (?, 1) \
+         ON CONFLICT (identity) DO UPDATE SET matches = 0, mismatched = 1",
+    )
+    .bind(row.identity)
+    .execute(&mut *tx)
+    .await?;
     match row.follows {
         "hold-key" => {
             sqlx::query("UPDATE keys SET held = ? WHERE public = ? AND held IS NULL")

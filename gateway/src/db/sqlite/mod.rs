@@ -12,6 +12,7 @@ mod identities;
 mod jobs;
 mod publications;
 mod pushes;
+mod sample;
 mod stock;
 mod supplies;
 
@@ -23,6 +24,7 @@ use pushgate_formats::{
     acts::{ActDone, TokenInfo},
     jobs::BuiltOutput,
     keys::{KeyName, PublicKey},
+    sample::Draw,
 };
 use serde_json::Value;
 use sqlx::{
@@ -497,6 +499,31 @@ impl Db for Sqlite {
     }
     async fn mismatches_of(&self, identity: i64) -> Result<(Option<u64>, u64)> {
         self.count_mismatches_of(identity).await
+    }
+
+    async fn epoch(&self, cache: &str) -> Result<Option<EpochRow>> {
+        Ok(self.list_epochs(cache, 1).await?.pop())
+    }
+    async fn epochs(&self, cache: &str, most: u32) -> Result<Vec<EpochRow>> {
+        self.list_epochs(cache, most).await
+    }
+    async fn open_epoch(&self, cache: &str, row: &EpochRow) -> Result<bool> {
+        self.insert_epoch(cache, row).await
+    }
+    async fn close_epoch(&self, cache: &str, row: &EpochRow, now: u64) -> Result<bool> {
+        self.end_epoch(cache, row, now).await
+    }
+    async fn draws(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<DrawRow>> {
+        self.list_draws(cache, paths).await
+    }
+    async fn draws_of(&self, cache: &str, epoch: u64, after: i64, most: u32) -> Result<Vec<(i64, Draw)>> {
+        self.list_draws_of(cache, epoch, after, most).await
+    }
+    async fn reputations(&self, identities: &[i64]) -> Result<HashMap<i64, Reputation>> {
+        self.list_reputations(identities).await
+    }
+    async fn dependants(&self, cache: &str, pnames: &[&str]) -> Result<HashMap<String, u32>> {
+        self.count_dependants(cache, pnames).await
     }
 
     async fn leaf_of(&self, cache: &str, path: &StorePath) -> Result<Option<(u64, Vec<u8>)>> {

@@ -86,6 +86,10 @@ impl Sqlite {
             if !append(&mut tx, judged).await? {
                 return Ok(Committed::Raced);
             }
+            sample::count_published(&mut tx, judged).await?;
+        }
+        if !judged.draws.is_empty() {
+            sample::add_draws(&mut tx, judged).await?;
         }
         if !judged.claims.is_empty() {
             update_claims(&mut tx, judged).await?;

@@ -2,12 +2,12 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use pushgate_formats::{StorePath, api::PathState};
+use pushgate_formats::{StorePath, api::PathState, sample::Draw};
 
 use super::{JudgeError, facts::Facts};
 use crate::{
     blobs::Blobs,
-    db::{ClaimUpdate, Decided, NewDecision},
+    db::{ClaimUpdate, Decided, NewDecision, NewDraw},
     push::{
         announce::Claim,
         closure,
@@ -45,6 +45,7 @@ pub(super) struct Round {
     pub(super) decisions: HashMap<(String, usize), (Option<NewDecision>, Option<u64>)>,
     /// What held claims need of verifiers.
     pub(super) needs: Vec<Need>,
+    pub(super) draws: Vec<NewDraw>,
 }
 
 impl Round {
@@ -262,14 +263,21 @@ fn evaluate_claim(
         provenance: &provenance,
         resolved,
         known: &facts.known,
+        draws_before: round.draws.iter().filter(|new| new.identity == session.identity).count() as u32,
     };
-    let Judgement { verdict, decision, again, rebuilds } = decide::decide(&asked);
+    let Judgement { verdict, decision, again, rebuilds, drawn, draw } = decide::decide(&asked);
     let decided = decision.decided.clone();
+    let twice = |draw: &Draw| {
+        round.draws.iter().any(|n| n.draw.path == draw.path && n.draw.nar_hash == draw.nar_hash)
+    };
+    if let Some(draw) = draw.filter(|draw| !twice(draw)) {
+        round.draws.push(NewDraw { identity: session.identity, draw });
+    }
     round.note(session, i, decision, again);
     if let (Some(standing), ProvenanceKind::Derivation { derivation, .. }) = (rebuilds, provenance.kind()) {
         let owner = submitter.owner.clone().or_else(|| Some(submitter.identity_name.clone()));
         let (session, derivation) = (session.clone(), derivation.clone());
-        round.needs.push(Need { session, index: i, derivation, owner, drawn: false, standing });
+        round.needs.push(Need { session, index: i, derivation, owner, drawn, standing });
     }
     let settled = facts.known.settled(&claim.path);
     let admitted = match verdict {

@@ -59,7 +59,9 @@ pub(super) async fn settle(
     let now = app.clock.now();
     let mut round = round;
     let (publish, states) = (std::mem::take(&mut round.publish), std::mem::take(&mut round.states));
-    let needs = std::mem::take(&mut round.needs);
+    let (needs, draws) = (std::mem::take(&mut round.needs), std::mem::take(&mut round.draws));
+    let rebuilt = publish.iter().filter(|(_, _, publishable)| publishable.witnesses().next().is_some());
+    let matched = rebuilt.map(|(session, ..)| session.identity).collect();
     let (conflicts, evidence) = (std::mem::take(&mut round.conflicts), std::mem::take(&mut round.evidence));
     // the commit asks again; here it keeps the bytes of what is refused by now from becoming public
     let about: Vec<StorePath> =
@@ -87,7 +89,8 @@ pub(super) async fn settle(
         let unchanged = session.progress().claims[*i] == *state && !round.is_new(session, *i);
         (!unchanged).then(|| round.update(session, *i, state, waits_on.iter().take(WAITS).cloned().collect()))
     }));
-    let judged = Judged { cache: cache.name.clone(), now, publications, seen, claims, conflicts };
+    let judged =
+        Judged { cache: cache.name.clone(), now, publications, seen, claims, conflicts, draws, matched };
     match app.db.commit(&judged).await {
         Ok(Committed::Done) => {}
         Ok(Committed::Raced) => return Err(JudgeError::Raced),

@@ -3,7 +3,7 @@
 //!
 //! `demand` turns held claims, and builds that were asked for, into jobs; `inputs` finds out what a build needs and where it is;
 //! `lease` gives jobs out; `view` serves a job its inputs; `result` checks attestations; `nars` takes what verifiers built;
-//! `standing` says what rebuilds mean for a claim; `follow` carries out what follows from a mismatch.
+//! `standing` says what rebuilds mean for a claim, `sample` which claims are drawn for one; `follow` carries out what follows from a mismatch.
 
 pub mod builds;
 pub mod demand;
@@ -12,6 +12,7 @@ pub mod inputs;
 pub mod lease;
 pub mod nars;
 pub mod result;
+pub mod sample;
 pub mod standing;
 pub mod view;
 
@@ -113,6 +114,7 @@ pub fn start(app: &Arc<App>, ends: Ends) {
     app.background.spawn(demand::run(app.clone(), ends.asks));
     app.background.spawn(lease::run(app.clone(), ends.takers));
     app.background.spawn(lease::take_back(app.clone()));
+    app.background.spawn(sample::tend(app.clone()));
 }
 
 /// The key that signs a job's view: made from the gateway's secret, so that it's stored nowhere.
