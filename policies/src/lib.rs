@@ -1,6 +1,7 @@
 //! Policy files and the pure decision over a claim and its evidence. Takes text and facts, gives values; reads no file,
 //! asks no clock, knows no database.
 
+pub mod builds;
 mod decide;
 pub mod explain;
 pub mod facts;
@@ -19,6 +20,7 @@ mod standing;
 mod starting;
 pub mod units;
 
+pub use builds::BuildLimits;
 pub use decide::decide;
 pub use explain::explain;
 pub use file::{Closure, MAX_POLICY, Needs, Policy, PolicyError, Upstream};

@@ -23,6 +23,30 @@ pub struct Rebuilds {
     /// How many verifiers of further owners have to get what the first one got, for a mismatch to be confirmed. 0 to
     /// [`MAX_CONFIRM`]. Default: 2.
     pub confirm: u32,
+    /// How many published paths verifiers without other work rebuild within 24 hours. Default: none.
+    pub audit_per_day: u32,
+    /// What follows where that is confirmed to differ. Default: `mark`.
+    pub on_audit_mismatch: OnAuditMismatch,
+}
+
+/// What follows for a published path from rebuilds that are confirmed to differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnAuditMismatch {
+    /// It is shown to everybody who asks, and stays.
+    #[default]
+    Mark,
+    /// It is no longer served.
+    Withdraw,
+}
+
+impl OnAuditMismatch {
+    /// As policy files have it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Mark => "mark",
+            Self::Withdraw => "withdraw",
+        }
+    }
 }
 
 /// Most confirmations that a policy may ask for.
@@ -30,7 +54,7 @@ pub const MAX_CONFIRM: u32 = 4;
 
 impl Default for Rebuilds {
     fn default() -> Self {
-        Self { confirm: 2 }
+        Self { confirm: 2, audit_per_day: 0, on_audit_mismatch: OnAuditMismatch::Mark }
     }
 }
 

@@ -9,7 +9,7 @@ use toml::{
 };
 
 use super::{
-    Closure, Enrolled, Policy, Upstream, cases, enrolled,
+    Closure, Enrolled, Policy, Upstream, builds, cases, enrolled,
     problem::{Problems, hint},
     rules, sense,
     tree::{self, Table, Value, cut},
@@ -17,7 +17,6 @@ use super::{
 use crate::{
     limits::{Limits, Retention, SubmitterLimit},
     names::{Kind, Texts},
-    rebuilds::{MAX_CONFIRM, Rebuilds},
     rule::{Group, Members, Rule},
 };
 
@@ -31,6 +30,7 @@ pub const FIELDS: &[&str] = &[
     "limit",
     "retention",
     "rebuilds",
+    "build",
     "upstream",
     "rule",
     "test",
@@ -42,8 +42,6 @@ pub(crate) const LIMITS: &[&str] =
 pub(crate) const LIMIT: &[&str] =
     &["submitter", "nar-size", "quarantine-size", "paths-per-push", "bytes-per-day", "uploads-at-once"];
 pub(crate) const RETENTION: &[&str] = &["unused", "size", "keep"];
-/// Fields of `[rebuilds]`.
-pub(crate) const REBUILDS: &[&str] = &["confirm"];
 pub(crate) const UPSTREAM: &[&str] = &["name", "url", "key"];
 /// Words of `closure`.
 pub const CLOSURES: &[(&str, Closure)] =
@@ -94,7 +92,8 @@ pub(crate) fn read(
         .filter_map(|value| submitter_limit(value, &groups, problems))
         .collect();
     let retention = file.read("retention", problems, retention).unwrap_or_default();
-    let rebuilds = file.read("rebuilds", problems, rebuilds).unwrap_or_default();
+    let rebuilds = file.read("rebuilds", problems, builds::rebuilds).unwrap_or_default();
+    let builds = builds::builds(&file, &groups, problems);
     let upstreams = upstreams(&file, problems);
     let spans = rules::read(&file, &groups, &upstreams, problems);
     let rules: Vec<Rule> = spans.iter().map(|(_, rule)| rule.clone()).collect();
@@ -108,6 +107,7 @@ pub(crate) fn read(
         submitter_limits,
         retention,
         rebuilds,
+        builds,
         upstreams,
         rules,
         tests,
@@ -261,19 +261,6 @@ fn retention(value: &Value<'_>, problems: &mut Problems) -> Option<Retention> {
             .read("keep", problems, |value, problems| tree::texts(value, Kind::Name, problems))
             .unwrap_or_default(),
     })
-}
-
-fn rebuilds(value: &Value<'_>, problems: &mut Problems) -> Option<Rebuilds> {
-    let table = Table::of(value, "`[rebuilds]`", REBUILDS, problems)?;
-    let default = Rebuilds::default();
-    let confirm = table.read("confirm", problems, |value, problems| {
-        let confirm = tree::number(value, 0, problems)?;
-        if confirm > MAX_CONFIRM {
-            problems.error(value.span(), format!("at most {MAX_CONFIRM} confirmations can be asked for"));
-        }
-        Some(confirm)
-    });
-    Some(Rebuilds { confirm: confirm.unwrap_or(default.confirm) })
 }
 
 fn upstreams(file: &Table<'_, '_>, problems: &mut Problems) -> Vec<Upstream> {

@@ -114,18 +114,24 @@ fn negated<'a, 't>(value: &'a Value<'t>, problems: &mut Problems) -> Option<(boo
     table.need("not", problems).map(|value| (true, value))
 }
 
-fn text(field: Field, value: &Value<'_>, problems: &mut Problems) -> Option<Condition> {
-    let (not, list) = negated(value, problems)?;
+/// Names of systems. A typing error would make something that never matches.
+pub(crate) fn systems(list: &Value<'_>, problems: &mut Problems) -> Option<Texts> {
     let values = tree::texts(list, Kind::Name, problems)?;
-    // a typing error would make a rule that never matches
-    if field == Field::System {
-        for (text, span) in tree::list(list, problems)? {
-            if !text.contains('-') {
-                let message = format!("`{}` is no system; they are like `x86_64-linux`", cut(text));
-                problems.error(span, message);
-            }
+    for (text, span) in tree::list(list, problems)? {
+        if !text.contains('-') {
+            let message = format!("`{}` is no system; they are like `x86_64-linux`", cut(text));
+            problems.error(span, message);
         }
     }
+    Some(values)
+}
+
+fn text(field: Field, value: &Value<'_>, problems: &mut Problems) -> Option<Condition> {
+    let (not, list) = negated(value, problems)?;
+    let values = match field {
+        Field::System => systems(list, problems)?,
+        _ => tree::texts(list, Kind::Name, problems)?,
+    };
     if matches!(field, Field::Pname) {
         for (text, span) in tree::list(list, problems)? {
             let (pname, version) = crate::names::package(text);

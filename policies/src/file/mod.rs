@@ -1,5 +1,6 @@
 //! The policy file: parsed whole or refused whole, with line and column of all that is wrong.
 
+mod builds;
 mod cases;
 mod enrolled;
 mod head;
@@ -21,6 +22,7 @@ use problem::Problems;
 pub use problem::{Place, PolicyError, Problem, Severity};
 
 use crate::{
+    builds::BuildLimits,
     limits::{Limits, Retention, SubmitterLimit},
     rebuilds::Rebuilds,
     rule::{Condition, Field, Group, Requirement, Rule, Then},
@@ -44,6 +46,8 @@ pub struct Policy {
     pub submitter_limits: Vec<SubmitterLimit>,
     pub retention: Retention,
     pub rebuilds: Rebuilds,
+    /// In the order of the file; [`Policy::builds_for`] looks there. None: nobody may ask for builds.
+    pub builds: Vec<BuildLimits>,
     pub upstreams: Vec<Upstream>,
     /// In the order of the file; at least one.
     pub rules: Vec<Rule>,

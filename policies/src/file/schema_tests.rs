@@ -3,7 +3,7 @@
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use super::{cases, head, matches, requires, rules};
+use super::{builds, cases, head, matches, requires, rules};
 use crate::schema;
 
 fn root() -> Value {
@@ -31,7 +31,8 @@ fn words(value: &Value) -> Vec<&str> {
 #[case("/$defs/limits/properties", head::LIMITS)]
 #[case("/$defs/limit/properties", head::LIMIT)]
 #[case("/$defs/retention/properties", head::RETENTION)]
-#[case("/$defs/rebuilds/properties", head::REBUILDS)]
+#[case("/$defs/rebuilds/properties", builds::REBUILDS)]
+#[case("/$defs/build/properties", builds::BUILD)]
 #[case("/$defs/upstream/properties", head::UPSTREAM)]
 #[case("/$defs/rule/properties", rules::RULE)]
 #[case("/$defs/rule/properties/sample/properties", rules::SAMPLE)]
@@ -55,6 +56,10 @@ fn it_has_the_parsers_words() {
     assert_eq!(
         at("/$defs/rule/properties/on-mismatch/enum"),
         sorted(rules::ON_MISMATCH.iter().map(|(w, _)| *w))
+    );
+    assert_eq!(
+        at("/$defs/rebuilds/properties/on-audit-mismatch/enum"),
+        sorted(builds::ON_AUDIT_MISMATCH.iter().map(|(w, _)| *w))
     );
     assert_eq!(
         at("/$defs/part/anyOf/0/enum"),
@@ -167,6 +172,10 @@ fn it_takes_the_shipped_policies(#[case] text: &str) {
 #[case::two_kinds("[[rule]]\nname = \"r\"\nmatch = {}\nrequire = { rebuilds = 1, submitters = 2 }")]
 #[case::empty_group("groups.a = []\n[[rule]]\nname = \"r\"\nmatch = {}\nrequire = \"derivation\"")]
 #[case::anybody("[[rule]]\nname = \"r\"\nmatch = {}\nrequire = { sigstore = { issuer = \"https://i/\" } }")]
+#[case::confirm("rebuilds.confirm = 5\n[[rule]]\nname = \"r\"\nmatch = {}\nrequire = \"derivation\"")]
+#[case::build_of_nobody(
+    "[[build]]\nat-once = 3\n[[rule]]\nname = \"r\"\nmatch = {}\nrequire = \"derivation\""
+)]
 #[case::rate("[[rule]]\nname = \"r\"\nmatch = {}\nrequire = \"derivation\"\nsample = { rate = 2 }")]
 fn it_refuses_what_the_parser_refuses(#[case] more: &str) {
     let text = format!("version = 1\ncache = \"main\"\n{more}\n");

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use rstest::rstest;
 
 use super::*;
-use crate::starting_policy;
+use crate::{rebuilds::OnAuditMismatch, starting_policy};
 
 const RULE: &str = "[[rule]]\nname = \"r\"\nmatch = {}\nrequire = \"derivation\"\n";
 const KEY: &str = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
@@ -65,6 +65,23 @@ fn the_starting_policy_is_what_the_defaults_say() {
 #[case::limit_without_limits("[[limit]]\nsubmitter = \"a\"", "limits nothing")]
 #[case::limit_table("[limit]\nsubmitter = \"a\"", "write `[[limit]]`")]
 #[case::zero("[limits]\nuploads-at-once = 0", "a whole number of at least 1")]
+#[case::confirm("[rebuilds]\nconfirm = 5", "at most 4 confirmations can be asked for")]
+#[case::audits(
+    "[rebuilds]\naudits-per-day = 5",
+    "unknown field `audits-per-day` in `[rebuilds]`; did you mean `audit-per-day`?"
+)]
+#[case::audit_word(
+    "[rebuilds]\non-audit-mismatch = \"withdrawn\"",
+    "unknown word `withdrawn`; did you mean `withdraw`?"
+)]
+#[case::build_of_nobody("[[build]]\nat-once = 1", "`[[build]]` has no `submitter`")]
+#[case::build_table("[build]\nsubmitter = \"a\"", "write `[[build]]`")]
+#[case::build_field("[[build]]\nsubmitter = \"a\"\nper_day = 1", "did you mean `per-day`?")]
+#[case::build_group("[[build]]\nsubmitter = \"@ci\"", "there is no group `ci`")]
+#[case::build_glob("[[build]]\nsubmitter = \"ci-*\"", "unless the text starts with `glob:`")]
+#[case::build_system("[[build]]\nsubmitter = \"a\"\nsystem = [\"linux\"]", "`linux` is no system")]
+#[case::build_none("[[build]]\nsubmitter = \"a\"\nat-once = 0", "a whole number of at least 1")]
+#[case::build_no_time("[[build]]\nsubmitter = \"a\"\ntime = \"0s\"", "no build ends in no time")]
 #[case::retention("[retention]\nunused = 3", "a text is expected here, not a number")]
 #[case::form("bad", "3:4: ")]
 #[case::same_name(
@@ -300,6 +317,37 @@ fn limits_come_from_the_first_table_that_has_them() {
     assert_eq!(of(limits("alice", &[])), (1, Some(10), None));
     assert_eq!(of(limits("alice", &["ci".into()])), (2, Some(10), None));
     assert_eq!(of(limits("big-1", &[])), (2, Some(10), Some(5)));
+}
+
+#[test]
+fn the_first_table_that_is_for_him_says_what_he_may_have_built() {
+    let policy = parse(&file(
+        "[groups]\nci = \"enrolled\"\n\
+         [[build]]\nsubmitter = [\"@ci\", \"glob:big-*\"]\nsystem = [\"x86_64-linux\", \"glob:*-darwin\"]\nat-once = 100\n\
+         [[build]]\nsubmitter = [\"alice\", \"big-1\"]\nper-day = 3\ntime = \"1h\"\nlog = \"1 MiB\"\n",
+    ));
+    let of = |name, groups: &[String]| {
+        let build = policy.builds_for(&crate::facts::Identity { name, owner: None, groups })?;
+        Some((build.at_once, build.per_day, build.time, build.log, build.takes("aarch64-linux")))
+    };
+    let ci = Some((100, 500, 4 * 3600, 8 << 20, false));
+    assert_eq!((of("runner", &["ci".into()]), of("big-1", &[])), (ci, ci));
+    assert_eq!(of("alice", &[]), Some((16, 3, 3600, 1 << 20, true)));
+    assert!(policy.builds[0].takes("x86_64-linux") && policy.builds[0].takes("aarch64-darwin"));
+    // nobody else, and nobody at all where no table is
+    assert_eq!(of("runner", &[]), None);
+    assert_eq!(parse(&file("")).builds, []);
+}
+
+#[test]
+fn what_is_rebuilt_beside_what_rules_require() {
+    let (default, mark) = (crate::Rebuilds::default(), OnAuditMismatch::Mark);
+    assert_eq!(parse(&file("")).rebuilds, default);
+    assert_eq!((default.confirm, default.audit_per_day, default.on_audit_mismatch), (2, 0, mark));
+    let text = "[rebuilds]\nconfirm = 0\naudit-per-day = 9\non-audit-mismatch = \"withdraw\"";
+    let wanted =
+        crate::Rebuilds { confirm: 0, audit_per_day: 9, on_audit_mismatch: OnAuditMismatch::Withdraw };
+    assert_eq!(parse(&file(text)).rebuilds, wanted);
 }
 
 #[test]
