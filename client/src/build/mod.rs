@@ -147,6 +147,8 @@ pub struct Report {
     pub outputs: Vec<StorePath>,
     /// Whether they are in this machine's store.
     pub substituted: bool,
+    /// Whether they should be and Nix couldn't fetch them.
+    pub fetch_failed: bool,
     /// The command that fetches them, where that is still to be done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fetch: Option<String>,
@@ -288,13 +290,16 @@ impl Run<'_> {
     async fn round(&mut self, deadline: Instant) -> Result<(), BuildError> {
         let wait = WAIT.min(deadline.saturating_duration_since(Instant::now()).as_secs());
         let api = &self.sender.session.api;
-        let asks = self.asks.iter().map(|push| api.push(&push.handle, wait, Until::Terminal));
+        let open =
+            |at: &usize| self.asks[*at].derivations.iter().any(|asked| !self.board.is_build_over(asked));
+        let open: Vec<usize> = (0..self.asks.len()).filter(open).collect();
+        let asks = open.iter().map(|at| api.push(&self.asks[*at].handle, wait, Until::Terminal));
         let claims = self.claims.iter().map(|push| api.push(&push.handle, wait, Until::Settled));
         let (asks, claims) = tokio::join!(join_all(asks), join_all(claims));
         let asks = asks.into_iter().collect::<Result<Vec<_>, _>>()?;
         let claims = claims.into_iter().collect::<Result<Vec<_>, _>>()?;
 
-        for (at, status) in asks.iter().enumerate() {
+        for (at, status) in open.into_iter().zip(&asks) {
             self.learn_builds(at, status).await;
         }
         let pushes = std::mem::take(&mut self.claims);
@@ -500,14 +505,15 @@ impl Run<'_> {
         // what was pinned when the gateway was joined, not what it says now
         let key = gateway.caches.iter().find(|cache| cache.name == options.cache);
         let url = format!("{}/{}", gateway.url, options.cache);
+        let has_outputs = !outputs.is_empty();
         let (mut substituted, mut fetch) = (false, None);
-        if key.is_none() && !outputs.is_empty() {
+        if key.is_none() && has_outputs {
             self.note(format!(
                 "the key of the cache `{}` wasn't there when you joined, so nothing is fetched from it; join again",
                 options.cache
             ));
         }
-        if let Some(key) = key.filter(|_| !outputs.is_empty()) {
+        if let Some(key) = key.filter(|_| has_outputs) {
             progress.finish();
             if options.substitute {
                 substituted = substitute::substitute(&url, &key.public_key, &outputs).await;
@@ -527,6 +533,7 @@ impl Run<'_> {
             failed: failed.collect(),
             outputs,
             substituted,
+            fetch_failed: options.substitute && !substituted && has_outputs,
             fetch,
             notices: self.notices,
             timed_out: end == End::TimedOut,
