@@ -61,7 +61,11 @@ impl Exit {
         let is = |state| report.builds.iter().any(|build| build.state == state);
         if report.paths.iter().any(|path| path.state == PathState::Rejected) || is(BuildState::Refused) {
             Self::Rejected
-        } else if is(BuildState::Failed) || !report.failed.is_empty() || report.interrupted {
+        } else if is(BuildState::Failed)
+            || !report.failed.is_empty()
+            || report.fetch_failed
+            || report.interrupted
+        {
             Self::Error
         } else if report.timed_out {
             Self::TimedOut

@@ -222,7 +222,7 @@ impl Stage {
         let enrol = |name: &str, more: &[&str]| gateway.enrol(name, more).key();
         let (owner, other) = (enrol("alice", &[]), enrol("bob", &[]));
         let (verifier, admin) =
-            (enrol("victor", &["--role", "verifier"]), enrol("ada", &["--role", "admin"]));
+            (enrol("victor", &["--role", "verifier", "--owner", "vera"]), enrol("ada", &["--role", "admin"]));
         let revoked = enrol("carol", &[]);
         let frozen = enrol("fred", &[]);
         let frozen_admin = enrol("fay", &["--role", "admin"]);

@@ -82,6 +82,12 @@ impl Board {
         self.order.iter().filter_map(|path| self.builds[path].status.as_ref())
     }
 
+    /// Whether nothing more will happen to a build itself.
+    pub(super) fn is_build_over(&self, derivation: &StorePath) -> bool {
+        let status = self.builds.get(derivation).and_then(|build| build.status.as_ref());
+        status.is_some_and(|status| status.state.is_over())
+    }
+
     /// What is built and whose outputs aren't claimed.
     pub(super) fn to_claim(&self) -> Vec<BuildStatus> {
         let open = |build: &&Build| build.claimed.is_none() && build.unclaimable.is_none();
@@ -265,6 +271,8 @@ mod tests {
         ] {
             let (plan, board) = board(state);
             assert_eq!(board.is_over(&plan, false), over, "{state:?}");
+            assert_eq!(board.is_build_over(&drv("lib")), state.is_over());
+            assert!(!board.is_build_over(&drv("app")));
             assert_eq!(board.blocked_by(&plan, &drv("lib")), [drv("app")]);
         }
     }

@@ -15,8 +15,8 @@ use super::Gateway;
 ///   pushgate build default.nix -A hello
 ///   pushgate build /nix/store/…-hello-2.12.drv
 ///
-/// Exit codes: 0 everything is published or held, 1 a build failed or another error, 2 wrong arguments, 3 something was
-/// rejected, or may not be built for you, 4 time ran out.
+/// Exit codes: 0 everything is published or held, 1 a build failed, the result couldn't be fetched, or another error, 2 wrong
+/// arguments, 3 something was rejected, or may not be built for you, 4 time ran out.
 #[derive(Debug, Args)]
 pub struct Build {
     /// What to build: an installable of a flake, a file in the Nix language, or a derivation (.drv)

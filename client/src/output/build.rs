@@ -158,6 +158,9 @@ pub fn remarks(report: &Report) -> String {
              begins when they are published: {ask}"
         );
     }
+    if report.fetch_failed {
+        out.push_str("error: what was built is at the cache, but Nix didn't fetch it into this store\n");
+    }
     if let Some(fetch) = &report.fetch {
         let _ = writeln!(out, "note: to fetch it into this store, as somebody whom Nix trusts:\n  {fetch}");
     }
@@ -202,6 +205,7 @@ mod tests {
             failed: vec![],
             outputs: vec![],
             substituted: false,
+            fetch_failed: false,
             fetch: None,
             notices: vec![],
             timed_out: false,
@@ -270,6 +274,18 @@ mod tests {
         assert_eq!(Exit::of_build(&report), Exit::Error);
         report.builds.push(build(2, BuildState::Refused));
         assert_eq!(Exit::of_build(&report), Exit::Rejected);
+    }
+
+    #[test]
+    fn a_script_can_rely_on_the_paths() {
+        let mut report = report(vec![build(1, BuildState::Built)]);
+        report.outputs = vec![path(3, "hello-2.12")];
+        report.fetch = Some("nix-store --realise x".into());
+        // not asked to fetch
+        assert_eq!(Exit::of_build(&report), Exit::Accepted);
+        report.fetch_failed = true;
+        assert!(remarks(&report).starts_with("error: what was built is at the cache, but Nix didn't"));
+        assert_eq!(Exit::of_build(&report), Exit::Error);
     }
 
     #[test]

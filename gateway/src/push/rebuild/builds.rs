@@ -32,7 +32,7 @@ pub async fn permit(app: &App, cache: &Cache, key: &EnrolledKey, asked: usize) -
         return Ok(());
     }
     let policy = cache.policy();
-    let Some(limits) = builds_for(&policy, &identity(key)) else {
+    let Some(limits) = policy.builds_for(&identity(key)) else {
         let message = format!(
             "the policy of `{}` lets `{}` ask for no builds: no `[[build]]` names it",
             policy.cache, key.identity_name
@@ -40,7 +40,7 @@ pub async fn permit(app: &App, cache: &Cache, key: &EnrolledKey, asked: usize) -
         return Err(ApiError::new(http::StatusCode::FORBIDDEN, NOT_PERMITTED, message));
     };
     let (_, recent) = app.db.builds_of(key.identity, app.clock.now().saturating_sub(86_400)).await?;
-    if recent + asked as u64 > limits.per_day {
+    if recent + asked as u64 > u64::from(limits.per_day) {
         let message = format!(
             "`{}` has asked for {recent} builds within 24 hours, with these {asked} more than the {} that are allowed",
             key.identity_name, limits.per_day
@@ -85,7 +85,7 @@ pub(super) async fn begin(app: &Arc<App>, cache: &Arc<Cache>) -> Result<(), Rebu
         let Some(session) = app.sessions.get_waiting(app, &row.push).await? else { continue };
         sessions.insert(session.id.clone(), session.clone());
         let policy = cache.policy();
-        let limits = builds_for(&policy, &identity(&session.submitter));
+        let limits = policy.builds_for(&identity(&session.submitter)).cloned();
         let mut new = row.clone();
         match limits {
             None => {
@@ -98,7 +98,7 @@ pub(super) async fn begin(app: &Arc<App>, cache: &Arc<Cache>) -> Result<(), Rebu
                     None => app.db.builds_of(row.identity, u64::MAX >> 1).await?.0,
                 };
                 open.insert(row.identity, under_way);
-                if under_way >= limits.at_once {
+                if under_way >= u64::from(limits.at_once) {
                     continue;
                 }
                 match inputs::plan(app, cache, Some(row.identity), &row.derivation).await? {
@@ -111,7 +111,7 @@ pub(super) async fn begin(app: &Arc<App>, cache: &Arc<Cache>) -> Result<(), Rebu
                         new.waits.truncate(100);
                         wanted.entry(row.push.clone()).or_default().extend(lacks.wanted);
                     }
-                    Planned::Ready(plan) if !limits.allows(&plan.system) => {
+                    Planned::Ready(plan) if !limits.takes(&plan.system) => {
                         new.code = Some(NOT_PERMITTED.to_owned());
                         new.message = Some(format!(
                             "the policy lets the submitter ask for no builds for `{}`",
@@ -122,6 +122,8 @@ pub(super) async fn begin(app: &Arc<App>, cache: &Arc<Cache>) -> Result<(), Rebu
                         new.waits = vec![];
                         if is_published(app, cache, plan.outputs.values().flatten()).await? {
                             new.code = Some(PUBLISHED.to_owned());
+                        } else if let Some(job) = under_way_already(app, cache, &row).await? {
+                            new.job = Some(job);
                         } else {
                             let jobs =
                                 app.db.jobs_of(&cache.name, std::slice::from_ref(&row.derivation)).await?;
@@ -159,6 +161,26 @@ pub(super) async fn begin(app: &Arc<App>, cache: &Arc<Cache>) -> Result<(), Rebu
     app.rebuilds.tell_of_work();
     app.sessions.tell_builders();
     Ok(())
+}
+
+/// A job that this submitter has asked for before and that is being done, or whose results are still here.
+async fn under_way_already(app: &App, cache: &Cache, row: &BuildRow) -> Result<Option<String>, RebuildError> {
+    let jobs = app.db.jobs_of(&cache.name, std::slice::from_ref(&row.derivation)).await?;
+    let own = |job: &&JobRow| job.purpose == Purpose::Build && job.identity == Some(row.identity);
+    for job in jobs.iter().rev().filter(own) {
+        let good = match job.state {
+            JobState::Open | JobState::Leased => true,
+            JobState::Done => {
+                let outputs = app.db.built(&job.id).await?;
+                super::nars::wanted(app, job, &outputs).await?.is_empty()
+            }
+            JobState::Failed | JobState::Cancelled => false,
+        };
+        if good {
+            return Ok(Some(job.id.clone()));
+        }
+    }
+    Ok(None)
 }
 
 async fn is_published<'a>(
@@ -241,26 +263,4 @@ async fn one(app: &App, row: BuildRow, job: Option<JobRow>) -> Result<BuildStatu
         }
     }
     Ok(status)
-}
-
-/// What a submitter may ask for.
-struct BuildLimits {
-    at_once: u64,
-    per_day: u64,
-    time: u64,
-    log: u64,
-}
-
-impl BuildLimits {
-    const fn allows(&self, _system: &str) -> bool {
-        true
-    }
-}
-
-/// Nobody, as long as policies don't say who.
-const fn builds_for(
-    _policy: &pushgate_policies::Policy,
-    _identity: &pushgate_policies::facts::Identity<'_>,
-) -> Option<BuildLimits> {
-    None
 }
