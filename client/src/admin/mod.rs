@@ -3,6 +3,7 @@
 
 pub mod claims;
 pub mod events;
+pub mod sample;
 pub mod submitters;
 pub mod tokens;
 
@@ -42,6 +43,8 @@ pub enum AdminError {
         "`{path}` is published in `{cache}` with NAR hash `{nar_hash}`: there is nothing to decide any more"
     )]
     Published { path: StorePath, cache: String, nar_hash: Sha256 },
+    #[error("the draws of epoch {epoch} aren't what they have to be:\n{}", words.join("\n"))]
+    Dishonest { epoch: u64, words: Vec<String> },
     #[error("`{path}` is claimed with different contents, {claimed}: say with `--nar-hash` which you mean")]
     SeveralClaimed { path: StorePath, claimed: String },
 }
@@ -79,6 +82,7 @@ pub async fn run(
         Command::Held(command) => claims::held(session, command, show).await,
         Command::Conflict(command) => claims::conflict(session, command, show).await,
         Command::Events(args) => events::run(session, args, show).await,
+        Command::Sample(command) => sample::run(session, command).await,
     }
 }
 

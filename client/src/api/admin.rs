@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use pushgate_formats::acts::{ActDone, Event, Events, IdentityInfo, TokenInfo};
+use pushgate_formats::{
+    acts::{ActDone, Event, Events, IdentityInfo, TokenInfo},
+    sample::{Draws, Epoch},
+};
 use reqwest::header::AUTHORIZATION;
 
 use super::{Api, ApiError, PATIENCE, Signer, Tries};
@@ -26,6 +29,23 @@ impl Api {
         // of a name's alphabet only `+` means something in a query
         let query = name.map_or_else(String::new, |name| format!("?name={}", name.replace('+', "%2B")));
         self.signed_get(&format!("/api/v1/admin/tokens{query}"), signer).await
+    }
+
+    /// Epochs of a cache's sample. The cache's name is checked.
+    pub async fn epochs(&self, cache: &str, signer: &Signer<'_>) -> Result<Vec<Epoch>, ApiError> {
+        self.signed_get(&format!("/api/v1/caches/{cache}/epochs"), signer).await
+    }
+
+    /// Draws of an epoch that is over, behind one.
+    pub async fn draws(
+        &self,
+        cache: &str,
+        epoch: u64,
+        after: Option<i64>,
+        signer: &Signer<'_>,
+    ) -> Result<Draws, ApiError> {
+        let after = after.unwrap_or(0);
+        self.signed_get(&format!("/api/v1/caches/{cache}/epochs/{epoch}?after={after}"), signer).await
     }
 
     /// Events after one; waits at the gateway for up to `wait` seconds until there are some. The cache's name is checked.

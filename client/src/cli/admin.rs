@@ -41,6 +41,9 @@ pub enum Command {
     #[command(subcommand)]
     Conflict(Conflict),
     Events(Events),
+    /// Which claims were drawn for a rebuild, and whether that was honest
+    #[command(subcommand)]
+    Sample(Sample),
 }
 
 impl Command {
@@ -62,7 +65,10 @@ impl Command {
                 | Token::Make(TokenMake { common, .. })
                 | Token::Revoke(TokenRevoke { common, .. }),
             )
-            | Self::Events(Events { common, .. }) => &common.gateway,
+            | Self::Events(Events { common, .. })
+            | Self::Sample(
+                Sample::List(SampleList { common, .. }) | Sample::Replay(SampleReplay { common, .. }),
+            ) => &common.gateway,
             Self::Held(command) => &command.common().gateway,
             Self::Conflict(command) => &command.common().gateway,
         }
@@ -77,6 +83,35 @@ pub struct Common {
     pub json: bool,
     #[command(flatten)]
     pub gateway: Gateway,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Sample {
+    List(SampleList),
+    Replay(SampleReplay),
+}
+
+/// List the epochs of the sample, newest first, each with the hash of its seed
+#[derive(Debug, Args)]
+pub struct SampleList {
+    #[arg(long, value_name = "CACHE", default_value = "main", value_parser = cache)]
+    pub cache: String,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// Draw again all that an epoch drew, and say whether every draw was honest
+///
+/// Once an epoch is over, its seed is revealed. Its hash was logged before the first draw, so that the gateway couldn't
+/// choose it afterwards. Ends with 1 where a draw doesn't follow from it.
+#[derive(Debug, Args)]
+pub struct SampleReplay {
+    /// The epoch's number
+    pub epoch: u64,
+    #[arg(long, value_name = "CACHE", default_value = "main", value_parser = cache)]
+    pub cache: String,
+    #[command(flatten)]
+    pub common: Common,
 }
 
 #[derive(Debug, Subcommand)]
