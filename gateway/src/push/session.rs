@@ -92,6 +92,8 @@ pub struct Progress {
     pub notices: Vec<String>,
     /// By claim, or `None` for the push's builds: paths that verifiers need and that have to be sent.
     pub wanted_inputs: BTreeMap<Option<usize>, Vec<StorePath>>,
+    /// By claim: what has to be published before a verifier can build it.
+    pub unpublished: BTreeMap<usize, Vec<StorePath>>,
     pub realisations: Vec<RealisationStatus>,
     /// Where in [`Session::order`] a judgement that comes in parts goes on; 0 where none is under way.
     pub judged: usize,
@@ -192,6 +194,7 @@ impl Session {
                 evidence: 0,
                 notices: Vec::new(),
                 wanted_inputs: BTreeMap::new(),
+                unpublished: BTreeMap::new(),
                 realisations: Vec::new(),
                 judged: 0,
                 again: false,
@@ -329,13 +332,20 @@ impl Session {
             .signed
             .iter()
             .zip(&progress.claims)
-            .map(|(signed, claim)| PathStatus {
+            .enumerate()
+            .map(|(i, (signed, claim))| PathStatus {
                 path: signed.path().clone(),
                 state: claim.state,
                 code: claim.code.clone(),
                 message: claim.message.clone(),
                 waits_for: match claim.state {
                     PathState::Wanted => vec!["bytes".to_owned()],
+                    PathState::Held => {
+                        let more = progress.unpublished.get(&i).into_iter().flatten().map(StorePath::absolute);
+                        let mut waits = claim.waits.clone();
+                        waits.extend(more.filter(|path| !claim.waits.contains(path)));
+                        waits
+                    }
                     _ => claim.waits.clone(),
                 },
             })

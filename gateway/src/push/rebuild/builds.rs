@@ -156,7 +156,7 @@ pub(super) async fn begin(app: &Arc<App>, cache: &Arc<Cache>) -> Result<(), Rebu
         let mut inputs = wanted.remove(id).unwrap_or_default();
         inputs.sort();
         inputs.dedup();
-        wants(session, None, inputs)?;
+        wants(session, None, inputs, vec![])?;
     }
     app.rebuilds.tell_of_work();
     app.sessions.tell_builders();

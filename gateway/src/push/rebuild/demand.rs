@@ -24,6 +24,9 @@ use crate::{
 /// Failed jobs of one derivation after which no other verifier is asked for a claim.
 const FAILURES: usize = 3;
 
+/// Unpublished inputs that `status` names of one claim.
+const SHOWN: usize = 20;
+
 /// Something that stage 7 is asked for.
 pub enum Ask {
     Claim(Box<Need>),
@@ -139,7 +142,7 @@ async fn claim(app: &Arc<App>, need: &Need) -> Result<(), RebuildError> {
         }
     }
     if further == 0 && again.is_empty() {
-        return wants(session, Some(index), vec![]);
+        return wants(session, Some(index), vec![], vec![]);
     }
     let plan = match inputs::plan(app, cache, Some(session.identity), &need.derivation).await? {
         Planned::Ready(plan) => plan,
@@ -155,7 +158,8 @@ async fn claim(app: &Arc<App>, need: &Need) -> Result<(), RebuildError> {
         }
         Planned::Lacks(lacks) => {
             app.db.wait_on(&cache.name, &session.id, session.ids[index], &lacks.all()).await?;
-            return wants(session, Some(index), lacks.wanted.into_iter().collect());
+            let unpublished = lacks.unpublished.into_iter().take(SHOWN).collect();
+            return wants(session, Some(index), lacks.wanted.into_iter().collect(), unpublished);
         }
     };
     let mut turn = jobs.next_turn();
@@ -174,7 +178,7 @@ async fn claim(app: &Arc<App>, need: &Need) -> Result<(), RebuildError> {
     app.rebuilds.tell_of_work();
     metrics::counter!("pushgate_rebuilds_asked_total", "cache" => cache.name.clone())
         .increment(new.len() as u64);
-    wants(session, Some(index), vec![])
+    wants(session, Some(index), vec![], vec![])
 }
 
 /// A job for a plan, with nothing that makes it special.
@@ -195,17 +199,24 @@ pub(super) fn job(cache: &str, plan: &Plan, (purpose, priority): (Purpose, u8), 
     }
 }
 
-/// Notes which inputs a claim, or the push's builds, want, and tells those who wait for news.
+/// Notes which inputs a claim, or the push's builds, want, and what has to be published before; tells those who wait for news.
 pub(super) fn wants(
     session: &Session,
     of: Option<usize>,
     inputs: Vec<StorePath>,
+    unpublished: Vec<StorePath>,
 ) -> Result<(), RebuildError> {
     let mut progress = session.progress();
-    let changed = match inputs.is_empty() {
+    let mut changed = match inputs.is_empty() {
         true => progress.wanted_inputs.remove(&of).is_some(),
         false => progress.wanted_inputs.insert(of, inputs.clone()) != Some(inputs),
     };
+    if let Some(index) = of {
+        changed |= match unpublished.is_empty() {
+            true => progress.unpublished.remove(&index).is_some(),
+            false => progress.unpublished.insert(index, unpublished.clone()) != Some(unpublished),
+        };
+    }
     drop(progress);
     if changed {
         session.notify();
