@@ -120,9 +120,10 @@ pub fn settings(config: &Config, system: &str, bounds: &Bounds, view: Option<(&V
     set("min-free", "0");
     set("secret-key-files", "");
     set("hashed-mirrors", "");
-    set("experimental-features", "");
     match view {
         Some((view, netrc)) => {
+            // only to have such derivations read, so that they can be refused by their name
+            set("experimental-features", "ca-derivations");
             set("substituters", &view.url);
             set("trusted-public-keys", &view.key);
             set("netrc-file", &netrc.display().to_string());
@@ -131,6 +132,7 @@ pub fn settings(config: &Config, system: &str, bounds: &Bounds, view: Option<(&V
             set("narinfo-cache-negative-ttl", "0");
         }
         None => {
+            set("experimental-features", "");
             set("substitute", "false");
             set("substituters", "");
             set("trusted-public-keys", "");
@@ -190,6 +192,8 @@ impl Nix {
             .env("NIX_CONF_DIR", self.layout.conf(phase))
             .env("NIX_USER_CONF_FILES", "")
             .env("LC_ALL", "C")
+            // Nix's evaluator asks for a quarter of the machine otherwise, which the bounds of a build may not have room for
+            .env("GC_INITIAL_HEAP_SIZE", "4194304")
             .current_dir(dir);
     }
 

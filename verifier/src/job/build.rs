@@ -35,6 +35,8 @@ struct Ended {
     /// `None` where it was ended.
     code: Option<i32>,
     errors: Vec<String>,
+    /// What came in no form: of the loader, or of those that confine.
+    strays: Vec<String>,
     log_full: bool,
 }
 
@@ -144,7 +146,12 @@ async fn follow(child: &mut tokio::process::Child, mut log: LogFile) -> Result<E
                 }
                 text
             }
-            Told::Stray(text) => text,
+            Told::Stray(text) => {
+                if ended.strays.len() < MAX_ERRORS {
+                    ended.strays.push(text);
+                }
+                continue;
+            }
             Told::Other => continue,
         };
         if !log.line(&text).map_err(|e| fault(format!("the log can't be written: {e}")))? {
@@ -193,7 +200,10 @@ fn by_words(said: &str, ended: &Ended) -> Failure {
         (None, _) if signal.is_some() => failure("build-failed", said),
         // what Nix says of builds: failed, hash mismatch, not deterministic
         (None, Some(100 | 102 | 104)) => failure("build-failed", said),
-        (None, code) => fault(format!("Nix ended with {code:?}: {said}")),
+        (None, code) => {
+            let code = code.map_or_else(|| "a signal".to_owned(), |code| format!("code {code}"));
+            fault(format!("Nix ended with {code}: {said} {}", ended.strays.join(" ")))
+        }
     }
 }
 

@@ -46,8 +46,11 @@ impl Verifier {
         this
     }
 
+    /// Writes the configuration; with the Nix in the directory `PUSHGATE_VERIFIER_NIX`, to run the tests with another one.
     pub(crate) fn config(&self, text: &str) {
-        std::fs::write(self.dir.path().join("config.toml"), text).unwrap();
+        let nix = std::env::var("PUSHGATE_VERIFIER_NIX").ok().filter(|_| !text.contains("nix = "));
+        let nix = nix.map(|dir| format!("nix = '{dir}'\n")).unwrap_or_default();
+        std::fs::write(self.dir.path().join("config.toml"), nix + text).unwrap();
     }
 
     pub(crate) fn work_dir(&self) -> PathBuf {
