@@ -221,9 +221,7 @@ impl Nix {
     pub async fn ask(&self, program: &str, arguments: &[&str]) -> Result<String, NixError> {
         let mut command = Command::new(self.program(program));
         self.environment(&mut command, Phase::Build);
-        if arguments.first() != Some(&"--version") {
-            command.arg("--store").arg(self.layout.root());
-        }
+        command.arg("--store").arg(self.layout.root());
         let out = command.args(arguments).stdin(Stdio::null()).kill_on_drop(true).output().await;
         let out = out.map_err(|source| NixError::Start { program: program.into(), source })?;
         if !out.status.success() {
