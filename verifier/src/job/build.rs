@@ -94,8 +94,9 @@ async fn confined(
     let how = Confinement {
         // not even a fixed output gets one
         network: false,
-        // with room for the watch to see that there are too many
-        processes: Some(limits.processes.saturating_add(64)),
+        // With room for the watch to see that there are too many: at this bound a build can't start more, but some that fail
+        // by that end and make room again.
+        processes: Some(limits.processes.saturating_mul(2).saturating_add(64)),
         memory: Some(limits.memory),
         file_size: Some(limits.disk),
         cgroup: group.as_ref().map(|group| group.path().to_owned()),
