@@ -9,6 +9,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// The child to which the verifier moves.
+const OWN: &str = "pushgate-verifier.own";
+
 /// Where groups for jobs are made.
 #[derive(Debug, Clone)]
 pub struct Groups {
@@ -28,7 +31,7 @@ impl Groups {
         let path = own.lines().find_map(|line| line.strip_prefix("0::")).ok_or("no cgroups v2")?;
         let base = Path::new("/sys/fs/cgroup").join(path.trim_start_matches('/'));
         // a verifier that was started again in the same group is in the child already
-        let base = if base.ends_with("verifier") { base.parent().unwrap_or(&base).to_owned() } else { base };
+        let base = if base.ends_with(OWN) { base.parent().unwrap_or(&base).to_owned() } else { base };
         Self::at(base)
     }
 
@@ -40,7 +43,7 @@ impl Groups {
                 return Err(format!("`{}` has no controller `{controller}`", base.display()));
             }
         }
-        let own = base.join("verifier");
+        let own = base.join(OWN);
         fs::create_dir_all(&own).map_err(failed)?;
         fs::write(own.join("cgroup.procs"), "0").map_err(failed)?;
         fs::write(base.join("cgroup.subtree_control"), "+memory +pids").map_err(failed)?;
@@ -116,7 +119,7 @@ mod tests {
     fn without_its_controllers_there_are_none() {
         let (dir, groups) = groups("cpu memory\n");
         assert!(groups.unwrap_err().contains("no controller `pids`"));
-        assert!(!dir.path().join("verifier").exists());
+        assert!(!dir.path().join(OWN).exists());
     }
 
     #[test]

@@ -178,7 +178,7 @@ impl Nix {
     }
 
     /// A command with the settings of a phase and an environment of its own.
-    fn environment(&self, command: &mut Command, phase: Phase) {
+    fn environment(&self, command: &mut std::process::Command, phase: Phase) {
         let dir = &self.layout.dir;
         command.env_clear();
         for name in ["PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "NIX_SSL_CERT_FILE"] {
@@ -206,7 +206,7 @@ impl Nix {
         arguments: impl IntoIterator<Item = OsString>,
     ) -> io::Result<Child> {
         let mut command = Command::new("/proc/self/exe");
-        self.environment(&mut command, phase);
+        self.environment(command.as_std_mut(), phase);
         command
             .args(how.arguments())
             .arg("--")
@@ -220,10 +220,8 @@ impl Nix {
     /// A small question, which isn't confined: it starts nothing and reads what is in the store.
     pub async fn ask(&self, program: &str, arguments: &[&str]) -> Result<String, NixError> {
         let mut command = Command::new(self.program(program));
-        self.environment(&mut command, Phase::Build);
-        if arguments.first() != Some(&"--version") {
-            command.arg("--store").arg(self.layout.root());
-        }
+        self.environment(command.as_std_mut(), Phase::Build);
+        command.arg("--store").arg(self.layout.root());
         let out = command.args(arguments).stdin(Stdio::null()).kill_on_drop(true).output().await;
         let out = out.map_err(|source| NixError::Start { program: program.into(), source })?;
         if !out.status.success() {
@@ -231,6 +229,14 @@ impl Nix {
             return Err(NixError::Failed { program: program.into(), said: tail(&said) });
         }
         String::from_utf8(out.stdout).map_err(|_| NixError::Words(program.into()))
+    }
+
+    /// The command that prints the NAR of a path as it lies on the disk: the database isn't asked.
+    pub fn dump(&self, path: &StorePath) -> std::process::Command {
+        let mut command = std::process::Command::new(self.program("nix-store"));
+        self.environment(&mut command, Phase::Build);
+        command.arg("--store").arg(self.layout.root()).arg("--dump").arg(self.layout.real(path));
+        command
     }
 
     /// Version, such as `2.26.3`.

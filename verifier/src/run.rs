@@ -48,7 +48,7 @@ pub async fn run(dir: &WorkDir, config: Config, once: bool) -> anyhow::Result<()
 }
 
 /// What a signal has asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Wish {
     None,
     /// Take nothing more.
@@ -57,39 +57,56 @@ enum Wish {
     GiveUp,
 }
 
+/// Each slot asks for a job of its own and does it. A question isn't dropped because another slot's job has ended: the
+/// gateway may have answered it just now, and that job would wait until its lease has run out.
 async fn work(worker: Arc<Worker>, once: bool) -> anyhow::Result<()> {
-    let (wish, mut stop) = watch::channel(Wish::None);
+    let (wish, stop) = watch::channel(Wish::None);
+    let wish = Arc::new(wish);
     let (give_up, given_up) = watch::channel(false);
-    tokio::spawn(listen(wish, worker.config.stop_after())?);
-    let mut running = JoinSet::new();
-    let slots = if once { 1 } else { worker.config.jobs };
-    let mut taken = 0;
+    tokio::spawn(listen(wish.clone(), worker.config.stop_after())?);
+    let mut gives_up = stop.clone();
+    tokio::spawn(async move {
+        if gives_up.wait_for(|wish| *wish == Wish::GiveUp).await.is_ok() {
+            give_up.send_replace(true);
+        }
+    });
+    let mut slots = JoinSet::new();
+    for _ in 0..if once { 1 } else { worker.config.jobs } {
+        slots.spawn(slot(worker.clone(), once, stop.clone(), given_up.clone()));
+    }
+    let mut outcome = Ok(());
+    while let Some(ended) = slots.join_next().await {
+        let ended = ended.map_err(anyhow::Error::from).flatten();
+        if ended.is_err() && outcome.is_ok() {
+            // what is wrong with one is wrong with all: they end what they have and take no more
+            wish.send_if_modified(|wish| std::mem::replace(wish, Wish::Stop.max(*wish)) == Wish::None);
+            outcome = ended;
+        }
+    }
+    outcome
+}
+
+async fn slot(
+    worker: Arc<Worker>,
+    once: bool,
+    mut stop: watch::Receiver<Wish>,
+    given_up: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
     let mut identity = Identity::Unknown;
     loop {
-        let stopping = *stop.borrow() != Wish::None || (once && taken > 0);
-        if stopping || running.len() >= slots {
-            if running.is_empty() {
-                return Ok(());
-            }
-            tokio::select! {
-                _ = running.join_next() => {}
-                _ = stop.changed() => { give_up.send_replace(*stop.borrow() == Wish::GiveUp); }
-            }
-            continue;
-        }
         let job = tokio::select! {
             job = next(&worker, &mut identity) => job?,
-            Some(_) = running.join_next() => continue,
-            _ = stop.changed() => continue,
+            _ = stop.wait_for(|wish| *wish != Wish::None) => return Ok(()),
         };
-        taken += 1;
-        let (worker, given_up) = (worker.clone(), given_up.clone());
-        running.spawn(async move { worker.run(job, given_up).await });
+        worker.run(job, given_up.clone()).await;
+        if once {
+            return Ok(());
+        }
     }
 }
 
 /// Turns signals into wishes: the first stops, and some time later or with the second all is given up.
-fn listen(wish: watch::Sender<Wish>, stop_after: Duration) -> std::io::Result<impl Future<Output = ()>> {
+fn listen(wish: Arc<watch::Sender<Wish>>, stop_after: Duration) -> std::io::Result<impl Future<Output = ()>> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     Ok(async move {
         tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }

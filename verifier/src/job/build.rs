@@ -1,6 +1,6 @@
 //! The build itself: stock Nix, confined, with nobody to ask. Knows how it ended; doesn't know what came out.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pushgate_formats::jobs::Failure;
 use tokio::{io::AsyncReadExt, sync::watch};
@@ -38,6 +38,8 @@ struct Ended {
     /// What came in no form: of the loader, or of those that confine.
     strays: Vec<String>,
     log_full: bool,
+    /// Before the build's time was over.
+    early: bool,
 }
 
 /// Builds, and sends the log meanwhile.
@@ -92,8 +94,9 @@ async fn confined(
     let how = Confinement {
         // not even a fixed output gets one
         network: false,
-        // with room for the watch to see that there are too many
-        processes: Some(limits.processes.saturating_add(64)),
+        // With room for the watch to see that there are too many: at this bound a build can't start more, but some that fail
+        // by that end and make room again.
+        processes: Some(limits.processes.saturating_mul(2).saturating_add(64)),
         memory: Some(limits.memory),
         file_size: Some(limits.disk),
         cgroup: group.as_ref().map(|group| group.path().to_owned()),
@@ -111,6 +114,7 @@ async fn confined(
         permitted.inputs.valid().keys(),
         permitted.outputs.values(),
     );
+    let began = Instant::now();
     let ended = tokio::select! {
         ended = follow(&mut child, log) => ended,
         exceeded = watch.run() => Err(exceeded.failure(&limits)),
@@ -121,7 +125,8 @@ async fn confined(
     // ends all of the namespace where it still runs
     drop(child.stdin.take());
     let _ = child.wait().await;
-    let ended = ended?;
+    let mut ended = ended?;
+    ended.early = began.elapsed() < Duration::from_secs(limits.time);
     match ended.code {
         Some(0) if !ended.log_full => Ok(Finished { sandbox: worker.sandbox.clone() }),
         _ => Err(why(&ended, group.as_ref(), &limits)),
@@ -164,7 +169,7 @@ async fn follow(child: &mut tokio::process::Child, mut log: LogFile) -> Result<E
     Ok(ended)
 }
 
-/// The code for how a build ended, by Nix's own words, which are the same from 2.8 to 2.34.
+/// The code for how a build ended, by Nix's own words, which are nearly the same from 2.8 to 2.34.
 fn why(ended: &Ended, group: Option<&Group>, limits: &crate::config::Limits) -> Failure {
     let said = ended.errors.join(" ");
     if group.is_some_and(Group::ran_out_of_memory) {
@@ -182,7 +187,8 @@ fn by_words(said: &str, ended: &Ended) -> Failure {
     if ended.log_full || said.contains("of log output") {
         return failure("log-too-large", "the build wrote more log than is allowed");
     }
-    if said.contains("of silence") {
+    // newer ones have the same words for both
+    if said.contains("of silence") || (said.contains("timed out after") && ended.early) {
         return failure("silent", said);
     }
     if said.contains("timed out after") {
@@ -274,5 +280,11 @@ mod tests {
             (expected, exit, retry),
             "{failure:?}"
         );
+    }
+
+    #[test]
+    fn silence_is_told_from_time_where_nix_does_not() {
+        let ended = Ended { code: Some(101), early: true, ..Ended::default() };
+        assert_eq!(by_words("error: timed out after 3 seconds", &ended).code, "silent");
     }
 }

@@ -1,10 +1,6 @@
 //! What came out of a build: hashed a second time, signed, attested to. Knows nothing of what anybody claims.
 
-use std::{
-    collections::BTreeMap,
-    io::Read,
-    process::{Command, Stdio},
-};
+use std::{collections::BTreeMap, io::Read, process::Stdio};
 
 use pushgate_formats::{
     Sha256, StorePath,
@@ -78,17 +74,9 @@ pub async fn collect(
     Ok(JobResult::Built { attestation, outputs })
 }
 
-/// The command that prints a path's NAR.
-pub fn dump(nix: &Nix, path: &StorePath) -> Command {
-    let mut command = Command::new(nix.program("nix-store"));
-    // reads the file system only: neither settings nor a store's database
-    command.arg("--dump").arg(nix.layout.real(path));
-    command
-}
-
 /// The hash and size of the NAR, by reading the files again. Not read on behind the size that is expected.
 async fn hashed(nix: &Nix, path: &StorePath, expected: u64) -> Result<(Sha256, u64), Failure> {
-    let mut command = dump(nix, path);
+    let mut command = nix.dump(path);
     let work = move || -> std::io::Result<(Sha256, u64)> {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
         let mut out =

@@ -1,4 +1,4 @@
-//! What a job may use: what the kernel and Nix don't bound by themselves is looked at twice a second.
+//! What a job may use: what the kernel and Nix don't bound by themselves is looked at, some times a second.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,6 +6,7 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,7 +19,10 @@ use crate::{
     processes::{self, Usage},
 };
 
+/// Between looks at the disk.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Between looks at the processes: what multiplies does so fast.
+const SHORT: Duration = Duration::from_millis(100);
 
 /// What was too much.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,29 +92,35 @@ impl Watch {
 
     /// Returns when something is too much.
     pub async fn run(self) -> Exceeded {
-        let watch = std::sync::Arc::new(self);
-        loop {
-            let began = Instant::now();
-            let look = watch.clone();
-            if let Ok(Some(exceeded)) = tokio::task::spawn_blocking(move || look.look()).await {
-                return exceeded;
-            }
-            // a large tree isn't walked all the time
-            tokio::time::sleep(PAUSE.max(began.elapsed() * 5)).await;
+        let watch = Arc::new(self);
+        tokio::select! {
+            exceeded = watch.clone().again(PAUSE, Self::files) => exceeded,
+            exceeded = watch.again(SHORT, Self::running) => exceeded,
         }
     }
 
-    fn look(&self) -> Option<Exceeded> {
-        if let Some(process) = self.process {
-            let Usage { threads, memory } = processes::below(process);
-            // those that confine, and Nix with some threads of its own, aren't the build's
-            if threads > self.limits.processes.saturating_add(8) {
-                return Some(Exceeded::Processes);
+    async fn again(self: Arc<Self>, pause: Duration, look: fn(&Self) -> Option<Exceeded>) -> Exceeded {
+        loop {
+            let began = Instant::now();
+            let watch = self.clone();
+            if let Ok(Some(exceeded)) = tokio::task::spawn_blocking(move || look(&watch)).await {
+                return exceeded;
             }
-            if memory > self.limits.memory {
-                return Some(Exceeded::Memory);
-            }
+            // a large tree isn't walked all the time
+            tokio::time::sleep(pause.max(began.elapsed() * 5)).await;
         }
+    }
+
+    fn running(&self) -> Option<Exceeded> {
+        let Usage { threads, memory } = processes::below(self.process?);
+        // those that confine, and Nix with some threads of its own, aren't the build's
+        if threads > self.limits.processes.saturating_add(8) {
+            return Some(Exceeded::Processes);
+        }
+        (memory > self.limits.memory).then_some(Exceeded::Memory)
+    }
+
+    fn files(&self) -> Option<Exceeded> {
         let mut sizes = Sizes::default();
         self.walk(&self.layout.dir, 0, None, &mut sizes);
         if sizes.disk > self.limits.disk {
@@ -171,7 +181,7 @@ mod tests {
         fs::File::create(chroot.join("sparse")).unwrap().set_len(1 << 30).unwrap();
         let watch = |output_limit, disk| {
             let limits = Limits { output: output_limit, disk, ..Limits::default() };
-            Watch::of_build(layout.clone(), limits, None, [&input].into_iter(), [&output].into_iter()).look()
+            Watch::of_build(layout.clone(), limits, None, [&input].into_iter(), [&output].into_iter()).files()
         };
         assert_eq!(watch(2 << 30, 1 << 20), None);
         assert!(matches!(watch(1 << 29, 1 << 20), Some(Exceeded::Output(_))));

@@ -195,7 +195,7 @@ impl Worker {
                 tracing::warn!(job = order.handle.id, %hash, "the gateway wants a NAR that wasn't built");
                 continue;
             };
-            let dump = || collect::dump(nix, &output.path);
+            let dump = || nix.dump(&output.path);
             if let Err(error) = report::send_nar(&self.api, &order.handle, &hash, dump).await {
                 tracing::warn!(job = order.handle.id, %error, "a NAR isn't taken");
             }

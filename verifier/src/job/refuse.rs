@@ -129,7 +129,9 @@ fn forbidden(derivation: &Derivation, config: &Config) -> Result<(), Failure> {
         }
     }
     let system = &derivation.system;
-    if !config.systems.contains(system) && system != "builtin" {
+    // Nix's own builders have a system of that name
+    let builtin = system == "builtin" && derivation.builder.starts_with(b"builtin:");
+    if !config.systems.contains(system) && !builtin {
         return Err(failure("system-unavailable", format!("this verifier doesn't build for `{system}`")));
     }
     let wanted = words("requiredSystemFeatures");
@@ -232,6 +234,12 @@ mod tests {
     #[case(&[("__json", r#"{"__noChroot":false,"requiredSystemFeatures":["kvm"]}"#)])]
     fn permitted(#[case] env: &[(&str, &str)]) {
         assert_eq!(forbidden(&derivation(env), &config()), Ok(()));
+    }
+
+    #[test]
+    fn no_other_builder_has_the_system_of_nix_itself() {
+        let derivation = Derivation { system: "builtin".into(), ..derivation(&[]) };
+        assert_eq!(forbidden(&derivation, &config()).unwrap_err().code, "system-unavailable");
     }
 
     #[rstest]

@@ -115,7 +115,7 @@ async fn a_view_that_lies_is_found_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_sees_neither_network_nor_host() {
     let (store, gateway) = (Store::new(), Gateway::start().await);
-    let file = tempfile::NamedTempFile::new_in("/tmp").unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "of the host").unwrap();
     let look = format!(
         r#"sh "a" {{}} ''

@@ -25,8 +25,7 @@ static JOBS: AtomicU32 = AtomicU32::new(0);
 
 impl Store {
     pub(crate) fn new() -> Self {
-        // where the Nix of other versions sees it too
-        let dir = tempfile::Builder::new().prefix("pushgate-verifier-store").tempdir_in("/tmp").unwrap();
+        let dir = tempfile::Builder::new().prefix("pushgate-verifier-store").tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         for name in ["conf", "home", "tmp", "tools/bin"] {
             std::fs::create_dir_all(at(name)).unwrap();

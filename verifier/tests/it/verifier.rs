@@ -27,7 +27,7 @@ pub(crate) fn command(arguments: &[&str]) -> Output {
 impl Verifier {
     /// Joined and not running.
     pub(crate) async fn joined(gateway: &Gateway) -> Self {
-        let dir = tempfile::Builder::new().prefix("pushgate-verifier").tempdir_in("/tmp").unwrap();
+        let dir = tempfile::Builder::new().prefix("pushgate-verifier").tempdir().unwrap();
         let this = Self { dir, child: None };
         this.config(CONFIG);
         let (url, work_dir) = (gateway.url(), this.work_dir());
