@@ -9,6 +9,7 @@ mod packages;
 mod remote;
 mod snapshot;
 mod stock;
+mod verifier;
 
 pub use acts::{act, sealed_act};
 pub use client::{Draft, Pushed, Refused, Submitter, framed, framed_as, packed_derivations};
@@ -16,6 +17,7 @@ pub use packages::{Item, Package, PackageBuilder, directory_nar, file_nar, rando
 pub use remote::{Remote, Tally, all_published};
 pub use snapshot::Snapshot;
 pub use stock::{Packing, StockUser};
+pub use verifier::{Built, Verifier, lease_query};
 
 use std::{
     collections::BTreeSet,
