@@ -367,7 +367,7 @@ impl Stage {
                 features: Default::default(),
                 skills: Default::default(),
             }),
-            // nobody comes so far with what isn't the job's token: the tests of rebuilds do
+            // nobody comes so far with what isn't the job's token: `rebuild::leases` does
             ("POST" | "PUT", path) if path.starts_with("/api/v1/jobs/{job}/") => vec![],
             ("PUT", "/{cache}/push/{*file}") => b"{}".to_vec(),
             other => panic!("the route {other:?} is new: say here what a good request to it is"),

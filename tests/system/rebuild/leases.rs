@@ -1,7 +1,10 @@
 //! Leases: kept by heartbeats, lost without, given on; failures; what a verifier can do; tokens.
 
 use pushgate_formats::jobs::{JobLimits, LogTaken, Purpose};
-use pushgate_gateway::db::NewJob;
+use pushgate_gateway::{
+    db::NewJob,
+    http::{Access, table},
+};
 use pushgate_tests::forge::lease_query;
 use reqwest::Method;
 
@@ -157,6 +160,47 @@ async fn the_urgent_comes_first() {
     }
     use Purpose::{Audit, Build, Rebuild};
     assert_eq!(order, [Build, Rebuild, Rebuild, Rebuild, Audit]);
+}
+
+/// Beside [`crate::access`], which knows no job: every route that the table gives to a lease lets its holder in.
+#[tokio::test]
+async fn each_route_lets_the_holder_of_the_lease_in() {
+    let forge = start(&rebuilt("1", "")).await;
+    let (mallory, victor) =
+        (forge.submitter("mallory").await, forge.verifier("victor", Some("victor")).await);
+    let lib = package("lib");
+    let evil = other(&lib, "evil");
+    forge.push(&forge.draft(&mallory).item(&evil).derivations(&lib)).await;
+    let job = forge.lease(&victor).await;
+    let result = victor.built(&job, &Default::default(), &lib.outputs).sealed();
+    let hash = lib.out().nar_hash.base32();
+    let mut routes: Vec<(Method, &str)> = (table().into_iter())
+        .filter(|(_, _, access)| matches!(access, Access::Job))
+        .map(|(method, path, _)| (method, path))
+        .collect();
+    // the NARs come after the result, and all else before it
+    routes.sort_by_key(|(_, path)| (path.contains("/nars/"), path.ends_with("/result")));
+    assert_eq!(routes.len(), 5, "the table has another route: say here what is good of it");
+    for (method, path) in routes {
+        let (body, query, status) = match path.rsplit_once("{job}/").expect("of a job").1 {
+            "result" => (serde_json::to_vec(&result).unwrap(), "", 200),
+            "nars/{hash}" => (zstd::bulk::compress(&lib.out().nar, 1).unwrap(), "", 204),
+            "log" => (b"line\n".to_vec(), "?at=0", 200),
+            _ => (vec![], "", 200),
+        };
+        let path =
+            path.replace("{job}", &job.job).replace("{hash}", &hash).replace("{*file}", "nix-cache-info");
+        let request = forge.http.request(method.clone(), format!("{}{path}{query}", forge.url)).body(body);
+        let answer = request.bearer_auth(&job.token).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), status, "{method} {path}: {}", answer.text().await.unwrap());
+    }
+    // the lease is over with its result: only its NARs and the same result may come again
+    refused(forge.heartbeat(&job).await, 409, "lease-lost");
+    let log: Result<LogTaken, _> =
+        forge.of_job(Method::POST, &job.job, &job.token, "log?at=5", b"more".to_vec()).await;
+    refused(log, 409, "lease-lost");
+    let url = format!("{}{}/nix-cache-info", forge.url, job.view);
+    assert_eq!(forge.http.get(url).bearer_auth(&job.token).send().await.unwrap().status().as_u16(), 409);
 }
 
 #[tokio::test]

@@ -97,3 +97,33 @@ async fn a_rebuild_decides_between_two_claims() {
     assert_ne!(first.of(lib.path()).state, PathState::Published);
     forge.assert_published_only(&before, &[lib.path()]).await;
 }
+
+/// The rule asks for a person, and only the conflict for a rebuild: nobody blocks a path by squatting on it.
+#[tokio::test]
+async fn a_rebuild_decides_where_no_rule_asks_for_one() {
+    let policy = rebuilt("1", "").replace("{ rebuilds = 1 }", "{ approvals = 1, from = \"core\" }");
+    let policy = policy.replacen("[[rule]]", "[groups]\ncore = [\"bob\"]\n[[rule]]", 1);
+    let forge = start(&policy).await;
+    let (mallory, alice, bob) =
+        (forge.submitter("mallory").await, forge.submitter("alice").await, forge.submitter("bob").await);
+    let victor = forge.verifier("victor", Some("victor")).await;
+    let lib = package("lib");
+    let evil = other(&lib, "evil");
+    let before = forge.snapshot().await;
+    let first = forge.push(&forge.draft(&mallory).item(&evil).derivations(&lib)).await;
+    first.assert_held(lib.path(), "needs-approval");
+    let mut second = forge.push(&forge.draft(&alice).package(&lib)).await;
+    second.assert_held(lib.path(), "conflicts-with-claim");
+    let approve = |nar_hash| {
+        let (cache, path) = ("main".to_owned(), lib.path().clone());
+        pushgate_formats::acts::Deed::Approve { cache, path, nar_hash, until: None }
+    };
+    // approved alone is not enough, for neither of them
+    forge.act(&bob, approve(lib.out().nar_hash)).await.expect("an approval");
+    forge.act(&bob, approve(evil.nar_hash)).await.expect("an approval");
+    stays(&forge, &mut second, lib.path(), PathState::Held, Some("conflicts-with-claim")).await;
+    forge.assert_nothing_public(&before).await;
+    forge.rebuild(&victor, &lib).await;
+    forge.becomes(&mut second, lib.path(), PathState::Published, None).await;
+    forge.assert_published_only(&before, &[lib.path()]).await;
+}
