@@ -219,8 +219,10 @@ impl Stage {
         let info: GatewayInfo = web.get(&gateway.url("/api/v1/gateway")).json();
         let enrol = |name: &str, more: &[&str]| gateway.enrol(name, more).key();
         let (owner, other) = (enrol("alice", &[]), enrol("bob", &[]));
-        let (verifier, admin) =
-            (enrol("victor", &["--role", "verifier"]), enrol("ada", &["--role", "admin"]));
+        let (verifier, admin) = (
+            enrol("victor", &["--role", "verifier", "--owner", "victor"]),
+            enrol("ada", &["--role", "admin"]),
+        );
         let revoked = enrol("carol", &[]);
         let frozen = enrol("fred", &[]);
         let frozen_admin = enrol("fay", &["--role", "admin"]);
