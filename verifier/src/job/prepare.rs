@@ -35,17 +35,11 @@ impl Inputs {
 
 /// Fetches the derivation and the inputs with all that they refer to.
 pub async fn fetch(nix: &Nix, order: &Order) -> Result<Inputs, Failure> {
-    let mut derivations = vec![order.job.derivation.clone()];
-    let (more, others): (Vec<_>, Vec<_>) =
-        order.job.inputs.iter().cloned().partition(StorePath::is_derivation);
-    derivations.extend(more);
-    for batch in others.chunks(BATCH) {
-        let paths = batch.iter().map(|path| path.absolute().into());
-        substitute(nix, order, "nix-store", ["--realise".into()].into_iter().chain(paths)).await?;
-    }
+    let mut wanted = vec![order.job.derivation.clone()];
+    wanted.extend(order.job.inputs.iter().cloned());
     // Realising a derivation would build it. `storePath` only makes sure that a path is there, and with it what it refers
     // to; store paths have no character that means something in the language but `?`, which means nothing here either.
-    for batch in derivations.chunks(BATCH) {
+    for batch in wanted.chunks(BATCH) {
         let list: Vec<_> = batch.iter().map(StorePath::absolute).collect();
         let expression = format!("map (p: builtins.storePath p) [ \"{}\" ]", list.join("\" \""));
         let arguments =
@@ -53,8 +47,7 @@ pub async fn fetch(nix: &Nix, order: &Order) -> Result<Inputs, Failure> {
         substitute(nix, order, "nix-instantiate", arguments).await?;
     }
     let valid = nix.valid().await.map_err(|e| fault(e.to_string()))?;
-    let missing: Vec<_> =
-        derivations.iter().chain(&others).filter(|path| !valid.contains_key(path)).collect();
+    let missing: Vec<_> = wanted.iter().filter(|path| !valid.contains_key(path)).collect();
     if !missing.is_empty() {
         return Err(unavailable(format!("not in the job's view: {}", listed(missing.into_iter()))));
     }

@@ -131,7 +131,15 @@ async fn claim(app: &Arc<App>, need: &Need) -> Result<(), RebuildError> {
     }
     let jobs = Jobs(app.db.jobs_of(&cache.name, std::slice::from_ref(&need.derivation)).await?);
     let failures = jobs.failed().filter(|job| job.only_by.is_none());
-    let pending = jobs.pending().filter(|job| job.only_by.is_none()).count();
+    // those that may come to count for this claimant
+    let counts = |job: &&JobRow| {
+        job.only_by.is_none()
+            && match job.state {
+                JobState::Leased => job.owner != need.owner,
+                _ => job.except_owner == need.owner,
+            }
+    };
+    let pending = jobs.pending().filter(counts).count();
     let further = match failures.count() < FAILURES {
         true => (need.standing.further as usize).saturating_sub(pending),
         false => 0,
