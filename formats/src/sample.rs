@@ -72,7 +72,7 @@ pub struct Epoch {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Weighed {
-    /// Claims of the submitter before this one.
+    /// Claims of the submitter that a rebuild has shown to be right, before this one.
     pub claims: u32,
     /// Paths that refer to one of this package, by its history.
     pub dependants: u32,

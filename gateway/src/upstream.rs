@@ -131,7 +131,16 @@ impl Upstreams {
             .user_agent(concat!("pushgate/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(ONE)
             .read_timeout(STALLED)
-            .redirect(reqwest::redirect::Policy::limited(3))
+            .redirect(reqwest::redirect::Policy::custom(|attempt| {
+                let at_home =
+                    attempt.previous().first().is_some_and(|first| first.host() == attempt.url().host());
+                // elsewhere only where a name and a certificate say whose it is: no neighbour of the gateway
+                let named = attempt.url().scheme() == "https" && attempt.url().domain().is_some();
+                match attempt.previous().len() <= 3 && (at_home || named) {
+                    true => attempt.follow(),
+                    false => attempt.stop(),
+                }
+            }))
             .build()?;
         let absent = quick_cache::sync::Cache::new(ABSENT_KEPT);
         let singles = tokio::sync::Semaphore::new(AT_ONCE);

@@ -21,6 +21,7 @@ CREATE TABLE jobs (
     verifier   INTEGER REFERENCES identities (id), -- who has it, or had it last
     key        TEXT REFERENCES keys (public),
     owner      TEXT,                      -- whose verifier that is
+    leased     INTEGER,                   -- since when
     expires    INTEGER,                   -- of the lease
     code       TEXT,                      -- of a failure
     message    TEXT,
@@ -145,7 +146,7 @@ CREATE TABLE packages (
 
 CREATE TABLE reputations (
     identity   INTEGER PRIMARY KEY,
-    claims     INTEGER NOT NULL DEFAULT 0, -- that were drawn for or not
+    claims     INTEGER NOT NULL DEFAULT 0, -- published with a rebuild
     matches    INTEGER NOT NULL DEFAULT 0, -- published with a rebuild, since the last mismatch
     mismatched INTEGER NOT NULL DEFAULT 0
 ) STRICT;

@@ -18,7 +18,7 @@ pub struct EpochRow {
 /// What is known of a submitter.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reputation {
-    /// Claims that were drawn for, whether they came to be drawn or not.
+    /// Published with a rebuild: what isn't known to be right doesn't end a probation.
     pub claims: u32,
     /// Published with a rebuild, since the last confirmed mismatch.
     pub matches: u32,

@@ -107,6 +107,7 @@ pub async fn log(
     request: Request,
 ) -> Result<Json<LogTaken>, ApiError> {
     leased(&job)?;
+    app.disk_has_room().await?;
     let (bytes, _held) = read_body_held(&app, request, MAX_LOG_PIECE, "log-piece-too-large", 1).await?;
     let most = job.limits.log.unwrap_or(MAX_BUILD_LOG as u64).min(MAX_BUILD_LOG as u64);
     let length = app.db.add_job_log(&job.id, at, &bytes, most).await?;
@@ -151,6 +152,10 @@ pub async fn nar(
     let outputs = app.db.built(&job.id).await?;
     let output = outputs.iter().find(|output| output.nar_hash == wanted).ok_or_else(unknown)?;
     let identity = nars::keeper(&job).ok_or_else(unknown)?;
+    if !nars::wanted(&app, &job, &outputs).await?.contains(&wanted) {
+        // it is here, or nobody needs it
+        return Ok(StatusCode::NO_CONTENT);
+    }
     let limits = nars::limits(&app, &job, output.nar_size);
     let place = app.place_of(identity, job.owner.as_deref(), &limits)?;
     app.disk_has_room().await?;

@@ -102,8 +102,8 @@ pub struct Asked<'a> {
     pub provenance: &'a Provenance,
     pub resolved: &'a Resolved,
     pub known: &'a Known,
-    /// Draws for the same submitter's claims that this judgement makes before it.
-    pub draws_before: u32,
+    /// What the same contents of the path have drawn in this judgement already.
+    pub drawn: Option<bool>,
 }
 
 /// Judges one claim.
@@ -113,7 +113,10 @@ pub fn decide(asked: &Asked<'_>) -> Judgement {
     let origin = Origin::of(provenance, claim.deriver.as_ref(), resolved, known);
     let facts = origin.claim(&session.cache.name, provenance, claim.nar_size, submitter);
     let mut evidence = known.evidence(provenance, submitter);
-    let (drawn, draw) = known.draw(policy, &facts, provenance, (session.identity, asked.draws_before));
+    let (drawn, draw) = match asked.drawn {
+        Some(drawn) => (drawn, None),
+        None => known.draw(policy, &facts, provenance, session.identity),
+    };
     evidence.drawn = drawn;
     let moment = Moment { now: known.now, announced: session.announced };
     let decision = policies::decide(policy, &facts, &evidence, moment);

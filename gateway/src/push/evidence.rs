@@ -47,8 +47,8 @@ pub struct Known {
     rebuilds: HashMap<StorePath, Vec<RebuildRow>>,
     /// By derivation: its jobs that came to nothing.
     failed: HashMap<StorePath, Vec<JobRow>>,
-    /// Jobs all of whose inputs were rebuilt too, where the policy asks.
-    sound: BTreeSet<String>,
+    /// By claimant: jobs all of whose inputs were rebuilt too, where the policy asks.
+    sound: HashMap<String, BTreeSet<String>>,
     /// What the sample's draws are made with.
     drawer: Drawer,
     /// By derivation: the variables that the policy asks for.
@@ -94,11 +94,18 @@ impl Known {
             known.words.entry(row.path.clone()).or_default().push(row);
         }
         if asks(policy, &|part| matches!(part, Requirement::Rebuilds { inputs_rebuilt: true, .. })) {
-            let jobs = known.rebuilds.values().flatten().map(|row| row.job.clone()).collect();
-            known.sound = standing::sound(app, &cache.name, jobs).await.map_err(|e| match e {
-                RebuildError::Db(e) => e,
-                other => DbError::Corrupt { what: "an attestation", value: other.to_string() },
-            })?;
+            let jobs: BTreeSet<String> =
+                known.rebuilds.values().flatten().map(|row| row.job.clone()).collect();
+            let claimants: BTreeSet<String> =
+                sent.iter().map(|s| claimant(&s.session.submitter).to_owned()).collect();
+            for claimant in claimants {
+                let sound = standing::sound(app, &cache.name, jobs.clone(), &claimant).await;
+                let sound = sound.map_err(|e| match e {
+                    RebuildError::Db(e) => e,
+                    other => DbError::Corrupt { what: "an attestation", value: other.to_string() },
+                })?;
+                known.sound.insert(claimant, sound);
+            }
         }
         let sampled = policy.rules.iter().any(|rule| rule.sample.is_some());
         if sampled || asks(policy, &|part| matches!(part, Requirement::Rebuilds { .. })) {
@@ -129,6 +136,11 @@ impl Known {
     pub fn settled(&self, path: &StorePath) -> Option<Sha256> {
         let words = self.words.get(path)?;
         words.iter().rev().find(|w| w.kind == EvidenceKind::Settlement && self.counts(w)).map(|w| w.nar_hash)
+    }
+
+    /// Whether a verifier has built the path, whatever came out.
+    pub fn is_rebuilt(&self, path: &StorePath) -> bool {
+        self.rebuilds.contains_key(path)
     }
 
     /// Whether an identity has these contents because a verifier built them for it: it vouches for nothing then.
@@ -173,7 +185,12 @@ impl Known {
             _ => None,
         };
         let failed = failed.map(Vec::as_slice).unwrap_or_default();
-        evidence.rebuilds = standing::facts(rebuilds, failed, provenance.nar_hash(), &self.sound);
+        evidence.rebuilds = standing::facts(
+            rebuilds,
+            failed,
+            provenance.nar_hash(),
+            self.sound.get(claimant(submitter)).unwrap_or(&NONE),
+        );
         let words = self.words.get(provenance.path()).into_iter().flatten();
         for word in words.filter(|w| w.nar_hash == provenance.nar_hash()) {
             let EvidenceRow { by, owner, until, reason, .. } = word.clone();
@@ -206,10 +223,10 @@ impl Known {
         policy: &Policy,
         claim: &facts::Claim<'_>,
         provenance: &Provenance,
-        (identity, before): (i64, u32),
+        identity: i64,
     ) -> (bool, Option<Draw>) {
         match provenance.kind() {
-            ProvenanceKind::Derivation { .. } => self.drawer.draw(policy, claim, identity, before),
+            ProvenanceKind::Derivation { .. } => self.drawer.draw(policy, claim, identity),
             _ => (false, None),
         }
     }
@@ -218,8 +235,7 @@ impl Known {
     pub fn witnesses(&self, provenance: &Provenance, submitter: &EnrolledKey) -> Vec<Witness> {
         let rows = self.rebuilds.get(provenance.path()).map(Vec::as_slice).unwrap_or_default();
         let mut witnesses = standing::witnesses(rows, provenance.nar_hash());
-        let claimant = submitter.owner.as_deref().unwrap_or(&submitter.identity_name);
-        witnesses.retain(|witness| witness.owner != claimant);
+        witnesses.retain(|witness| witness.owner != claimant(submitter));
         witnesses
     }
 
@@ -350,6 +366,13 @@ fn asks(policy: &Policy, what: &dyn Fn(&Requirement) -> bool) -> bool {
         }
     }
     found
+}
+
+static NONE: BTreeSet<String> = BTreeSet::new();
+
+/// Whose claim it is: the owner, or the submitter where he has none.
+fn claimant(submitter: &EnrolledKey) -> &str {
+    submitter.owner.as_deref().unwrap_or(&submitter.identity_name)
 }
 
 /// An enrolled key's identity, as the policy sees it.

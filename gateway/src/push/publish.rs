@@ -6,6 +6,7 @@
 use pushgate_formats::{
     Sha256, StorePath,
     content_address::ContentAddress,
+    jobs::Purpose,
     keys::Signature,
     log_leaf::PublishLeaf,
     narinfo::{UnverifiedNarInfo, fingerprint},
@@ -160,6 +161,11 @@ impl Publishable {
             }
         }
         signatures
+    }
+
+    /// Whether a verifier was asked to check it, rather than to build it in the first place.
+    pub fn is_checked(&self) -> bool {
+        self.admitted.witnesses().iter().any(|witness| witness.purpose != Purpose::Build)
     }
 
     /// Jobs of the verifiers that got the same.

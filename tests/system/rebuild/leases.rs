@@ -1,6 +1,9 @@
 //! Leases: kept by heartbeats, lost without, given on; failures; what a verifier can do; tokens.
 
-use pushgate_formats::jobs::{JobLimits, LogTaken, Purpose};
+use pushgate_formats::{
+    Sha256,
+    jobs::{JobLimits, LogTaken, Purpose},
+};
 use pushgate_gateway::{
     db::NewJob,
     http::{Access, table},
@@ -160,6 +163,46 @@ async fn the_urgent_comes_first() {
     }
     use Purpose::{Audit, Build, Rebuild};
     assert_eq!(order, [Build, Rebuild, Rebuild, Rebuild, Audit]);
+}
+
+/// What no verifier can build, however much of it, isn't in the way of what one can.
+#[tokio::test]
+async fn what_nobody_can_build_holds_up_nothing() {
+    let forge = start(&rebuilt("1", "")).await;
+    let (alice, victor) = (forge.submitter("alice").await, forge.verifier("victor", Some("victor")).await);
+    let new = |n: usize| NewJob {
+        id: random_hex()[..24].to_owned(),
+        cache: "main".to_owned(),
+        derivation: package(&format!("odd-{n}")).drv,
+        turn: 0,
+        purpose: Purpose::Build,
+        priority: 0,
+        system: "x86_64-linux".to_owned(),
+        features: ["nobody-has-it".to_owned()].into(),
+        identity: None,
+        except_owner: None,
+        only_by: None,
+        limits: JobLimits::default(),
+    };
+    let odd: Vec<NewJob> = (0..1500).map(new).collect();
+    forge.app.db.add_jobs(&odd, forge.clock.now()).await.unwrap();
+    let lib = package("lib");
+    held(&forge, &alice, &lib).await;
+    assert_eq!(forge.lease(&victor).await.derivation, lib.drv);
+}
+
+/// A verifier that is heard of and never reports keeps a job for two days at most.
+#[tokio::test]
+async fn heartbeats_end() {
+    let forge = start(&rebuilt("1", "")).await;
+    let (alice, victor) = (forge.submitter("alice").await, forge.verifier("victor", Some("victor")).await);
+    held(&forge, &alice, &package("lib")).await;
+    let job = forge.lease(&victor).await;
+    let token = Sha256::of(job.token.as_bytes());
+    let far = forge.clock.now() + 10 * 86_400;
+    assert!(forge.app.db.extend_lease(&job.job, &token, far).await.unwrap());
+    let row = forge.app.db.job(&job.job).await.unwrap().unwrap();
+    assert!(row.expires.unwrap() <= forge.clock.now() + 2 * 86_400, "{row:?}");
 }
 
 /// Beside [`crate::access`], which knows no job: every route that the table gives to a lease lets its holder in.

@@ -74,23 +74,25 @@ async fn find(db: impl sqlx::SqliteExecutor<'_>, id: &str) -> Result<Option<JobR
     row.as_ref().map(job_row).transpose()
 }
 
-/// Jobs looked at for one verifier at most, in their order.
-const LOOKED_AT: i64 = 1000;
+/// Longest time for which a verifier may have a job, in seconds.
+const LONGEST: u64 = 2 * 86_400;
+/// Jobs that one verifier may have at a time.
+const LEASES: i64 = 64;
 
 async fn lease_one(tx: &mut SqliteConnection, taker: &Taker, now: u64, until: u64) -> Result<Option<JobRow>> {
     let systems = Value::from_iter(taker.systems.iter().map(String::as_str)).to_string();
     let features = Value::from_iter(taker.features.iter().map(String::as_str)).to_string();
     let id: Option<String> = sqlx::query_scalar(
-        "SELECT id FROM (SELECT * FROM jobs WHERE state = 'open' ORDER BY priority, number LIMIT ?1) j \
-         WHERE j.after <= ?2 AND j.system IN (SELECT value FROM json_each(?3)) \
+        "SELECT id FROM jobs j WHERE j.state = 'open' AND j.after <= ?2 AND j.system IN (SELECT value FROM json_each(?3)) \
          AND NOT EXISTS (SELECT 1 FROM json_each(j.features) f WHERE f.value NOT IN (SELECT value FROM json_each(?4))) \
          AND CASE WHEN j.only_by IS NOT NULL THEN j.only_by = ?5 ELSE ifnull(j.except_owner <> ?6, 1) \
            AND (j.purpose = 'build' OR NOT EXISTS (SELECT 1 FROM jobs k WHERE k.cache = j.cache AND k.derivation = j.derivation \
              AND k.id <> j.id AND (k.state IN ('leased', 'done') AND k.owner = ?6 \
                OR k.state = 'failed' AND k.verifier = ?5))) END \
+         AND (SELECT count(*) FROM jobs l WHERE l.state = 'leased' AND l.verifier = ?5) < ?1 \
          ORDER BY j.priority, j.number LIMIT 1",
     )
-    .bind(LOOKED_AT)
+    .bind(LEASES)
     .bind(sql(now))
     .bind(systems)
     .bind(features)
@@ -101,13 +103,14 @@ async fn lease_one(tx: &mut SqliteConnection, taker: &Taker, now: u64, until: u6
     let Some(id) = id else { return Ok(None) };
     sqlx::query(
         "UPDATE jobs SET state = 'leased', attempts = attempts + 1, token = ?, verifier = ?, key = ?, owner = ?, \
-         expires = ?, log_length = 0 WHERE id = ?",
+         expires = ?, log_length = 0, leased = ? WHERE id = ?",
     )
     .bind(taker.token.base32())
     .bind(taker.identity)
     .bind(STANDARD.encode(taker.key.bytes()))
     .bind(&taker.owner)
     .bind(sql(until))
+    .bind(sql(now))
     .bind(&id)
     .execute(&mut *tx)
     .await?;
@@ -187,10 +190,14 @@ impl Sqlite {
     }
 
     pub(super) async fn lengthen_lease(&self, job: &str, token: &Sha256, until: u64) -> Result<bool> {
-        let done = sqlx::query("UPDATE jobs SET expires = ? WHERE id = ? AND token = ? AND state = 'leased'")
+        // a lease has an end, however often its verifier is heard of
+        let done = sqlx::query(
+            "UPDATE jobs SET expires = min(?1, leased + ?4) WHERE id = ?2 AND token = ?3 AND state = 'leased'",
+        )
             .bind(sql(until))
             .bind(job)
             .bind(token.base32())
+            .bind(sql(LONGEST))
             .execute(&self.write)
             .await?;
         Ok(done.rows_affected() > 0)
@@ -254,6 +261,13 @@ impl Sqlite {
         if done.rows_affected() == 0 {
             return Ok(false);
         }
+        // of a build that somebody asked for it can be read
+        sqlx::query(
+            "DELETE FROM job_logs WHERE job = ?1 AND EXISTS (SELECT 1 FROM jobs WHERE id = ?1 AND purpose <> 'build')",
+        )
+        .bind(id)
+        .execute(&mut *tx)
+        .await?;
         if let JobEnd::Built { outputs, attestation, addressed } = end {
             let envelope = zstd::bulk::compress(attestation, 3).map_err(sqlx::Error::Io)?;
             sqlx::query("INSERT INTO attestations (job, envelope, addressed) VALUES (?, ?, ?)")

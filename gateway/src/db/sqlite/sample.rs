@@ -71,13 +71,6 @@ pub(super) async fn add_draws(tx: &mut SqliteConnection, judged: &Judged) -> Res
         .await?;
         if done.rows_affected() > 0 {
             leaves.push(body);
-            sqlx::query(
-                "INSERT INTO reputations (identity, claims) VALUES (?, 1) \
-                 ON CONFLICT (identity) DO UPDATE SET claims = claims + 1",
-            )
-            .bind(identity)
-            .execute(&mut *tx)
-            .await?;
         }
     }
     append_leaves(tx, &judged.cache, &leaves).await
@@ -87,8 +80,8 @@ pub(super) async fn add_draws(tx: &mut SqliteConnection, judged: &Judged) -> Res
 pub(super) async fn count_published(tx: &mut SqliteConnection, judged: &Judged) -> Result<()> {
     for identity in &judged.matched {
         sqlx::query(
-            "INSERT INTO reputations (identity, matches) VALUES (?, 1) \
-             ON CONFLICT (identity) DO UPDATE SET matches = matches + 1",
+            "INSERT INTO reputations (identity, claims, matches) VALUES (?, 1, 1) \
+             ON CONFLICT (identity) DO UPDATE SET claims = claims + 1, matches = matches + 1",
         )
         .bind(identity)
         .execute(&mut *tx)

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use pushgate_formats::{StorePath, api::PathState, sample::Draw};
+use pushgate_formats::{StorePath, api::PathState};
 
 use super::{JudgeError, facts::Facts};
 use crate::{
@@ -263,14 +263,13 @@ fn evaluate_claim(
         provenance: &provenance,
         resolved,
         known: &facts.known,
-        draws_before: round.draws.iter().filter(|new| new.identity == session.identity).count() as u32,
+        drawn: (round.draws.iter())
+            .find(|new| new.draw.path == claim.path && new.draw.nar_hash == claim.nar_hash)
+            .map(|new| new.draw.drawn),
     };
     let Judgement { verdict, decision, again, rebuilds, drawn, draw } = decide::decide(&asked);
     let decided = decision.decided.clone();
-    let twice = |draw: &Draw| {
-        round.draws.iter().any(|n| n.draw.path == draw.path && n.draw.nar_hash == draw.nar_hash)
-    };
-    if let Some(draw) = draw.filter(|draw| !twice(draw)) {
+    if let Some(draw) = draw {
         round.draws.push(NewDraw { identity: session.identity, draw });
     }
     round.note(session, i, decision, again);
@@ -309,7 +308,9 @@ fn evaluate_claim(
     if rival && !goes_ahead {
         // whatever its rule asks for: a rebuild may show which of them is right
         if let Some(need) = round.needs.last_mut().filter(|n| n.session.id == session.id && n.index == i) {
-            need.standing.further = need.standing.further.max(1);
+            if !facts.known.is_rebuilt(&claim.path) {
+                need.standing.further = need.standing.further.max(1);
+            }
         }
         // not with which: nobody learns what others have sent
         let message = format!(

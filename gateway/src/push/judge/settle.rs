@@ -60,7 +60,7 @@ pub(super) async fn settle(
     let mut round = round;
     let (publish, states) = (std::mem::take(&mut round.publish), std::mem::take(&mut round.states));
     let (needs, draws) = (std::mem::take(&mut round.needs), std::mem::take(&mut round.draws));
-    let rebuilt = publish.iter().filter(|(_, _, publishable)| publishable.witnesses().next().is_some());
+    let rebuilt = publish.iter().filter(|(_, _, publishable)| publishable.is_checked());
     let matched = rebuilt.map(|(session, ..)| session.identity).collect();
     let (conflicts, evidence) = (std::mem::take(&mut round.conflicts), std::mem::take(&mut round.evidence));
     // the commit asks again; here it keeps the bytes of what is refused by now from becoming public

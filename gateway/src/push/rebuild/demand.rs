@@ -1,7 +1,10 @@
 //! Turns what claims are held for, and builds that were asked for, into jobs: as many as are needed and not yet under way, once
 //! everything that the build needs is here. One task does it, so that nothing is asked twice.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use pushgate_formats::{
     StorePath,
@@ -25,6 +28,8 @@ use crate::{
 /// their verifier isn't.
 const FAILURES: usize = 3;
 
+/// Paths that one claim waits on at most.
+const WAITS: usize = 64;
 /// Unpublished inputs that `status` names of one claim.
 const SHOWN: usize = 20;
 
@@ -140,7 +145,12 @@ async fn claim(app: &Arc<App>, need: &Need) -> Result<(), RebuildError> {
             }
     };
     let pending = jobs.pending().filter(counts).count();
-    let further = match failures.count() < FAILURES {
+    // each operator's verifiers speak once, and only of the build
+    let failures: BTreeSet<&Option<String>> = failures
+        .filter(|job| job.code.as_deref() != Some("attestation-invalid"))
+        .map(|job| &job.owner)
+        .collect();
+    let further = match failures.len() < FAILURES {
         true => (need.standing.further as usize).saturating_sub(pending),
         false => 0,
     };
@@ -172,7 +182,10 @@ async fn claim(app: &Arc<App>, need: &Need) -> Result<(), RebuildError> {
             return Ok(());
         }
         Planned::Lacks(lacks) => {
-            app.db.wait_on(&cache.name, &session.id, session.ids[index], &lacks.all()).await?;
+            let mut all = lacks.all();
+            // when these have come the others are found
+            all.truncate(WAITS);
+            app.db.wait_on(&cache.name, &session.id, session.ids[index], &all).await?;
             let unpublished = lacks.unpublished.into_iter().take(SHOWN).collect();
             return wants(session, Some(index), lacks.wanted.into_iter().collect(), unpublished);
         }

@@ -59,6 +59,9 @@ pub(super) async fn confirmed(app: &Arc<App>, need: &Need, got: Sha256) -> Resul
     Ok(())
 }
 
+/// Claims that one verifier's output is compared with at most.
+const COMPARED: usize = 8;
+
 /// Compares what a verifier got with what is claimed or published otherwise, and keeps a report of each. A crash leaves some
 /// of them unmade; the next verifier that sends the same has them made.
 pub(super) async fn compare(app: &Arc<App>, job: &JobRow) -> Result<(), RebuildError> {
@@ -86,9 +89,10 @@ pub(super) async fn compare(app: &Arc<App>, job: &JobRow) -> Result<(), RebuildE
                 others.push((row.nar_hash, nar));
             }
         }
-        for (claimed, nar) in others {
+        for (claimed, nar) in others.into_iter().take(COMPARED) {
             let (blobs, rebuilt) = (app.blobs.clone(), rebuilt.clone());
-            let permit = app.examining.clone().acquire_owned().await;
+            // not those of intake: a comparison may take long
+            let permit = app.rebuilds.comparing.clone().acquire_owned().await;
             let comparing = tokio::task::spawn_blocking(move || -> Result<String, String> {
                 let _permit = permit;
                 let words = |e: &dyn std::fmt::Display| e.to_string();

@@ -23,7 +23,7 @@ use pushgate_formats::{
     StorePath,
     keys::{KeyName, SecretKey},
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::session::SessionError;
 use crate::{app::App, db::DbError};
@@ -65,6 +65,8 @@ pub struct Rebuilds {
     told: watch::Sender<()>,
     /// By job.
     plans: quick_cache::sync::Cache<String, Arc<Plan>>,
+    /// Comparisons at once.
+    comparing: Arc<Semaphore>,
 }
 
 /// The other ends: what the tasks of stage 7 take.
@@ -83,6 +85,7 @@ impl Rebuilds {
             work: watch::channel(()).0,
             told: watch::channel(()).0,
             plans: quick_cache::sync::Cache::new(KEPT),
+            comparing: Arc::new(Semaphore::new(1)),
         };
         (rebuilds, Ends { asks: asked, takers: taking })
     }

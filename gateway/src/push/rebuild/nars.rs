@@ -64,6 +64,15 @@ async fn published<'a>(
     Ok(app.db.published_hashes(cache, &parts).await?.into_values().collect())
 }
 
+/// The largest NAR that a job may come to, in bytes: what the policy takes from anybody.
+pub fn largest(app: &App, job: &JobRow) -> u64 {
+    let cache = app.caches.all().into_iter().find(|cache| cache.name == job.cache);
+    let Some(cache) = cache else { return 0 };
+    let policy = cache.policy();
+    let more = policy.submitter_limits.iter().filter_map(|limit| limit.nar_size);
+    more.chain([policy.limits.nar_size]).max().unwrap_or(0)
+}
+
 /// How much a verifier may have in quarantine: it sends only what was asked of it, which is bounded by what was claimed.
 pub fn limits(app: &App, job: &JobRow, size: u64) -> Limits {
     let cache = app.caches.all().into_iter().find(|cache| cache.name == job.cache);

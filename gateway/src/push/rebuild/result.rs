@@ -48,6 +48,8 @@ pub enum ResultError {
     InputHash { path: StorePath, found: Sha256, expected: Sha256 },
     #[error("the derivation is built from `{0}`, which the statement doesn't name")]
     MissingInput(StorePath),
+    #[error("the NAR of the output `{output}` has {found} bytes; the policy allows {most}")]
+    Size { output: String, found: u64, most: u64 },
     #[error("the signature of the output `{0}` doesn't fit")]
     Signature(String),
 }
@@ -58,6 +60,8 @@ pub struct Expected<'a> {
     pub job: &'a str,
     pub key: &'a EnrolledKey,
     pub plan: &'a Plan,
+    /// Bytes of a NAR.
+    pub largest: u64,
 }
 
 /// Checks an attestation and the outputs beside it.
@@ -66,7 +70,7 @@ pub fn check(
     outputs: &[BuiltOutput],
     expected: &Expected<'_>,
 ) -> Result<(), ResultError> {
-    let Expected { gateway, job, key, plan } = expected;
+    let Expected { gateway, job, key, plan, .. } = expected;
     let payload = envelope.unverified_payload(PAYLOAD_TYPE)?;
     envelope.verify(&payload, &key.key)?;
     let statement = Statement::parse(&payload)?;
@@ -87,6 +91,7 @@ pub fn check(
     {
         return Err(ResultError::Outputs);
     }
+    let most = expected.largest;
     let mut subjects = BTreeMap::new();
     for output in outputs {
         if let Some(Some(path)) = plan.outputs.get(&output.name)
@@ -94,6 +99,9 @@ pub fn check(
         {
             let (output, found) = (output.name.clone(), output.path.clone());
             return Err(ResultError::Path { output, found, expected: path.clone() });
+        }
+        if output.nar_size > most {
+            return Err(ResultError::Size { output: output.name.clone(), found: output.nar_size, most });
         }
         let print = fingerprint(&output.path, &output.nar_hash, output.nar_size, &output.references);
         key.key
@@ -151,10 +159,10 @@ pub async fn take(
                 ApiError::new(http::StatusCode::CONFLICT, "inputs-unavailable", message)
             })?;
             outputs.sort_by(|a, b| a.name.cmp(&b.name));
-            let addressed = addressed(&plan);
+            let (addressed, largest) = (addressed(&plan), super::nars::largest(app, job));
             let (gateway, id, key) = (app.gateway_id.clone(), job.id.clone(), key.clone());
             let checking = tokio::task::spawn_blocking(move || {
-                let expected = Expected { gateway: &gateway, job: &id, key: &key, plan: &plan };
+                let expected = Expected { gateway: &gateway, job: &id, key: &key, plan: &plan, largest };
                 check(&attestation, &outputs, &expected).map(|()| (attestation, outputs))
             });
             match checking.await.map_err(|e| ApiError::unavailable(&e))? {

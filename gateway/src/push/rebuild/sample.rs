@@ -65,15 +65,8 @@ impl Drawer {
         })
     }
 
-    /// Whether a claim is drawn, and the draw itself where it is new. `before` counts draws of the same submitter that this
-    /// batch makes before it.
-    pub fn draw(
-        &self,
-        policy: &Policy,
-        claim: &Claim<'_>,
-        identity: i64,
-        before: u32,
-    ) -> (bool, Option<Draw>) {
+    /// Whether a claim is drawn, and the draw itself where it is new.
+    pub fn draw(&self, policy: &Policy, claim: &Claim<'_>, identity: i64) -> (bool, Option<Draw>) {
         let key = (claim.path.clone(), claim.nar_hash);
         if let Some(drawn) = self.made.get(&key) {
             return (*drawn, None);
@@ -85,7 +78,7 @@ impl Drawer {
         let Some(sample) = &rule.sample else { return (false, None) };
         let known = self.reputations.get(&identity).copied().unwrap_or_default();
         let weighed = Weighed {
-            claims: known.claims.saturating_add(before),
+            claims: known.claims,
             dependants: self.dependants.get(package(claim.path.name()).0).copied().unwrap_or(0),
             matches: known.matches,
             mismatched: is_mismatched(known.mismatched, known.matches),

@@ -8,6 +8,7 @@ use pushgate_formats::{
     content_address::{ContentAddress, Form, Measured, check_path},
     dsse::Envelope,
     hash::NixHash,
+    jobs::Purpose,
     keys::Signature,
     narinfo::{Dialect, UnverifiedNarInfo},
 };
@@ -23,6 +24,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Witness {
     pub job: String,
+    pub purpose: Purpose,
     /// Whose verifier it is; other than the claimant's.
     pub owner: String,
     /// What the signature is over, beside path and NAR hash.
@@ -95,6 +97,7 @@ pub fn witnesses(rows: &[RebuildRow], nar_hash: Sha256) -> Vec<Witness> {
             let row = rows.last()?;
             Some(Witness {
                 job: row.job.clone(),
+                purpose: row.purpose,
                 owner: row.owner.clone()?,
                 nar_size: row.nar_size,
                 references: row.references.clone(),
@@ -108,11 +111,18 @@ pub fn witnesses(rows: &[RebuildRow], nar_hash: Sha256) -> Vec<Witness> {
 const LOOKED_AT: usize = 100_000;
 
 /// Of these rebuilds' jobs, those all of whose inputs were themselves rebuilt with a match, or hash to their own contents,
-/// down to the first source.
-pub async fn sound(app: &App, cache: &str, jobs: BTreeSet<String>) -> Result<BTreeSet<String>, RebuildError> {
+/// down to the first source. The claimant's own verifiers don't count, nor what verifiers disagree about.
+pub async fn sound(
+    app: &App,
+    cache: &str,
+    jobs: BTreeSet<String>,
+    claimant: &str,
+) -> Result<BTreeSet<String>, RebuildError> {
     // path with its hash → jobs by which it was rebuilt so
     let mut rebuilt: HashMap<(StorePath, Sha256), Vec<String>> = HashMap::new();
     let mut addressed: BTreeSet<(StorePath, Sha256)> = BTreeSet::new();
+    // all that verifiers got of a path
+    let mut got: HashMap<StorePath, BTreeSet<Sha256>> = HashMap::new();
     let mut inputs: BTreeMap<String, Vec<(StorePath, Sha256)>> = BTreeMap::new();
     let mut open: Vec<String> = jobs.iter().cloned().collect();
     let mut seen: BTreeSet<(StorePath, Sha256)> = BTreeSet::new();
@@ -131,7 +141,8 @@ pub async fn sound(app: &App, cache: &str, jobs: BTreeSet<String>) -> Result<BTr
         let paths: Vec<StorePath> = next.into_iter().collect();
         let mut more = BTreeSet::new();
         for row in app.db.rebuilds(cache, &paths).await? {
-            if row.owner.is_some() {
+            if row.owner.as_deref().is_some_and(|owner| owner != claimant) {
+                got.entry(row.path.clone()).or_default().insert(row.nar_hash);
                 let key = (row.path.clone(), row.nar_hash);
                 rebuilt.entry(key).or_default().push(row.job.clone());
                 if !inputs.contains_key(&row.job) {
@@ -147,7 +158,8 @@ pub async fn sound(app: &App, cache: &str, jobs: BTreeSet<String>) -> Result<BTr
     loop {
         let good = |input: &(StorePath, Sha256)| {
             addressed.contains(input)
-                || rebuilt.get(input).is_some_and(|jobs| jobs.iter().any(|job| sound.contains(job)))
+                || got.get(&input.0).is_some_and(|all| all.len() == 1)
+                    && rebuilt.get(input).is_some_and(|jobs| jobs.iter().any(|job| sound.contains(job)))
         };
         let new: Vec<String> = (inputs.iter())
             .filter(|(job, used)| !sound.contains(*job) && used.iter().all(good))
