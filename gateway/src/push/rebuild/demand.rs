@@ -171,17 +171,16 @@ async fn claim(app: &Arc<App>, need: &Need) -> Result<(), RebuildError> {
             return wants(session, Some(index), lacks.wanted.into_iter().collect(), unpublished);
         }
     };
-    let mut turn = jobs.next_turn();
     let priority = if need.drawn { priority::SAMPLE } else { priority::RULE };
     let mut new = Vec::new();
-    for only_by in again.into_iter().map(Some).chain(std::iter::repeat_n(None, further)) {
+    let asked = again.into_iter().map(Some).chain(std::iter::repeat_n(None, further));
+    for (turn, only_by) in (jobs.next_turn()..).zip(asked) {
         new.push(NewJob {
             identity: Some(session.identity),
             except_owner: need.owner.clone().filter(|_| only_by.is_none()),
             only_by,
             ..job(&cache.name, &plan, (Purpose::Rebuild, priority), turn)
         });
-        turn += 1;
     }
     app.db.add_jobs(&new, app.clock.now()).await?;
     app.rebuilds.tell_of_work();
