@@ -61,15 +61,20 @@ async fn drawn(forge: &Forge, verifier: &Verifier) -> Option<Job> {
     }
 }
 
-/// Waits until no audit is under way any more.
-async fn over(forge: &Forge) {
+/// Waits until this is so.
+async fn until(is_so: impl AsyncFn() -> bool) {
     for _ in 0..200 {
-        if forge.app.db.open_audits("main").await.unwrap().is_empty() {
+        if is_so().await {
             return;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("an audit doesn't end: {:?}", forge.app.db.open_audits("main").await.unwrap());
+    panic!("it doesn't come");
+}
+
+/// Waits until no audit is under way any more.
+async fn over(forge: &Forge) {
+    until(async || forge.app.db.open_audits("main").await.unwrap().is_empty()).await;
 }
 
 async fn events(forge: &Forge, kind: &str) -> Vec<Event> {
