@@ -7,7 +7,7 @@ use indicatif::BinaryBytes;
 use pushgate_formats::{
     StorePath,
     api::PathState,
-    review::{ClaimInfo, Conflict, DecisionInfo, EvidenceInfo, PublishedInfo},
+    review::{ClaimInfo, Conflict, DecisionInfo, EvidenceInfo, Incident, PublishedInfo},
 };
 use pushgate_policies::review::{Why, WhyClaim};
 
@@ -15,6 +15,8 @@ use crate::{api::printable, clock, output::ago};
 
 /// Most things named that a claim waits for.
 const MOST_WAITS: usize = 10;
+/// Most paths named that refer to one that proved wrong.
+const MOST_DEPENDANTS: usize = 20;
 
 /// A line below what it is about: what it says, and that.
 fn line(out: &mut String, label: &str, text: &str) {
@@ -125,13 +127,44 @@ fn published(out: &mut String, published: &PublishedInfo, why: &Why, now: u64) {
     line(out, "policy", &format!("{}, {force}", published.policy));
 }
 
+/// What verifiers found against a published path.
+fn incident(out: &mut String, incident: &Incident, now: u64) {
+    line(out, "rebuilt", &format!("{} by {}", incident.rebuilt, incident.verifiers.join(", ")));
+    let follows = match incident.withdrawn {
+        true => "it is no longer served",
+        false => "it is still served",
+    };
+    let when = format!("{} ({})", clock::utc(incident.at), since(incident.at, now));
+    line(out, "incident", &format!("{when}: verifiers agree on other contents than these; {follows}"));
+    if incident.dependants.is_empty() {
+        line(out, "used by", "nothing that is published");
+        return;
+    }
+    line(out, "used by", &format!("{} published paths, directly or not:", incident.dependants.len()));
+    for path in incident.dependants.iter().take(MOST_DEPENDANTS) {
+        line(out, "", &path.absolute());
+    }
+    let more = incident.dependants.len().saturating_sub(MOST_DEPENDANTS);
+    if more > 0 {
+        line(out, "", &format!("and {more} more, which --json lists"));
+    }
+}
+
 /// The answer to `why`: how it was published, each claim, and what one can do next.
 pub fn why(why: &Why, now: u64) -> String {
     let mut out = String::new();
-    let state = if why.published.is_some() { "published" } else { "not published" };
+    let state = match &why.published {
+        Some(PublishedInfo { incident: Some(Incident { withdrawn: true, .. }), .. }) => "withdrawn",
+        Some(PublishedInfo { incident: Some(_), .. }) => "published, and rebuilt otherwise",
+        Some(_) => "published",
+        None => "not published",
+    };
     let _ = writeln!(out, "{} in {}: {state}", why.path, printable(&why.cache));
     if let Some(info) = &why.published {
         published(&mut out, info, why, now);
+        if let Some(found) = &info.incident {
+            incident(&mut out, found, now);
+        }
     }
     for one in &why.claims {
         // what became of a claim that was published stands above
@@ -206,6 +239,12 @@ fn next(claim: &ClaimInfo, why: &Why) -> Option<String> {
             ),
             None => return None,
         },
+        (PathState::Held, "withdrawn") => {
+            format!(
+                "an admin looks at the incident; what nobody should push again: {}",
+                decide("held reject")
+            )
+        }
         (PathState::Held, "identity-frozen") => "ask an admin of the gateway why".to_owned(),
         (PathState::Held, _) => "ask the cache's admin".to_owned(),
     };
@@ -332,6 +371,7 @@ mod tests {
     #[case(PathState::Held, "needs-rebuild", "pushgate admin held waive")]
     #[case(PathState::Held, "rebuild-mismatch", "pushgate admin held reject")]
     #[case(PathState::Held, "conflicts-with-claim", "pushgate admin conflict settle")]
+    #[case(PathState::Held, "withdrawn", "pushgate admin held reject")]
     #[case(PathState::Held, "a-code-that-is-new", "ask the cache's admin")]
     #[case(PathState::Rejected, "hold-expired", "push it again")]
     #[case(PathState::Rejected, "not-permitted", "ask the cache's admin for a rule")]
@@ -340,6 +380,37 @@ mod tests {
         let next = text.lines().find(|line| line.starts_with("  next")).unwrap();
         assert!(next.contains(expected), "{next}");
         assert_eq!(is_rejected(&of(vec![a_claim(state, code)])), state == PathState::Rejected);
+    }
+
+    #[rstest]
+    #[case::withdrawn(true, "withdrawn", "it is no longer served")]
+    #[case::marked(false, "published, and rebuilt otherwise", "it is still served")]
+    fn an_incident_is_told(#[case] withdrawn: bool, #[case] state: &str, #[case] follows: &str) {
+        let path = |n| StorePath::from_digest(&[n; 20], "user").unwrap();
+        let mut all = of(vec![]);
+        all.published = Some(PublishedInfo {
+            nar_hash: Sha256::of(b"published"),
+            rule: "rest".into(),
+            evidence: vec!["derivation".into()],
+            policy: all.policy,
+            submitter_key: "alice-1".into(),
+            time: 0,
+            leaf: 3,
+            incident: Some(Incident {
+                at: 20,
+                rebuilt: Sha256::of(b"rebuilt"),
+                verifiers: vec!["kiln".into(), "ov\u{1b}en".into()],
+                withdrawn,
+                dependants: (0..22).map(path).collect(),
+            }),
+        });
+        let text = why(&all, 60);
+        assert!(text.lines().next().unwrap().ends_with(&format!(": {state}")), "{text}");
+        let rebuilt = format!("{} by kiln, oven", Sha256::of(b"rebuilt"));
+        for words in [rebuilt.as_str(), follows, "40 s ago", "22 published paths", "and 2 more"] {
+            assert!(text.contains(words), "`{words}` is missing: {text}");
+        }
+        assert!(text.contains(&path(19).absolute()) && !text.contains(&path(20).absolute()), "{text}");
     }
 
     #[test]

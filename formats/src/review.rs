@@ -104,6 +104,25 @@ pub struct PublishedInfo {
     pub time: u64,
     /// Number of its leaf.
     pub leaf: u64,
+    /// What verifiers found against it since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incident: Option<Incident>,
+}
+
+/// Verifiers agree that a published path isn't what its derivation yields.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Incident {
+    /// Seconds since 1970, UTC.
+    pub at: u64,
+    /// NAR hash of what they got.
+    pub rebuilt: Sha256,
+    /// Who got it.
+    pub verifiers: Vec<String>,
+    /// Whether the path is no longer served.
+    pub withdrawn: bool,
+    /// Published paths that refer to it, directly or not: at most 10,000.
+    pub dependants: Vec<StorePath>,
 }
 
 /// A rebuild that came out differently than a claim says. Times are seconds since 1970, UTC.

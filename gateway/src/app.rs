@@ -237,6 +237,7 @@ impl App {
         for cache in app.caches.all() {
             publish_info(&app, &cache.name).await?;
             recover::finish_publications(&app, &cache).await?;
+            rebuild::audit::withdraw(&app, &cache.name).await?;
         }
         let judges = app.clone();
         app.background.spawn(async move {

@@ -106,7 +106,7 @@ CREATE TABLE mismatches (
     nar_hash TEXT NOT NULL,               -- as claimed
     identity INTEGER NOT NULL REFERENCES identities (id), -- who claimed it
     key      TEXT NOT NULL REFERENCES keys (public),
-    follows  TEXT NOT NULL,               -- reject, hold-key, freeze
+    follows  TEXT NOT NULL,               -- reject, hold-key, freeze; of what was published mark, withdraw
     found    INTEGER NOT NULL,
     PRIMARY KEY (cache, path, nar_hash, key)
 ) STRICT, WITHOUT ROWID;
@@ -150,3 +150,32 @@ CREATE TABLE reputations (
     matches    INTEGER NOT NULL DEFAULT 0, -- published with a rebuild, since the last mismatch
     mismatched INTEGER NOT NULL DEFAULT 0
 ) STRICT;
+
+-- Derivations of published paths that verifiers build again, though nobody waits for it.
+CREATE TABLE audits (
+    id         INTEGER PRIMARY KEY,
+    cache      TEXT NOT NULL,
+    derivation TEXT NOT NULL,
+    due        INTEGER NOT NULL,          -- 1: since its submitter's key claimed something wrong; 0: drawn at random
+    job        TEXT,                      -- the first one; null: not begun
+    outcome    TEXT CHECK (outcome IN ('match', 'mismatch', 'inconclusive', 'failed')), -- null: not known yet
+    created    INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX audits_open ON audits (cache, derivation) WHERE outcome IS NULL;
+CREATE INDEX audits_drawn ON audits (cache, created) WHERE due = 0;
+
+-- Published paths of which verifiers agree that their derivations yield something else.
+CREATE TABLE incidents (
+    cache      TEXT NOT NULL,
+    path       TEXT NOT NULL,
+    nar_hash   TEXT NOT NULL,             -- as published
+    rebuilt    TEXT NOT NULL,             -- what the verifiers got
+    verifiers  TEXT NOT NULL,             -- a list of names
+    dependants TEXT NOT NULL,             -- a list: what refers to it, directly or not
+    found      INTEGER NOT NULL,
+    PRIMARY KEY (cache, path)
+) STRICT;
+
+-- Since when it is no longer served. The row stays, and with it the pair of path and NAR hash.
+ALTER TABLE published ADD COLUMN withdrawn INTEGER;
+CREATE INDEX published_withdrawn ON published (cache) WHERE withdrawn IS NOT NULL;

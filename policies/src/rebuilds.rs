@@ -120,6 +120,21 @@ pub fn stands(policy: &Policy, claim: &Claim<'_>, evidence: &Evidence, moment: M
     standing
 }
 
+/// How the rebuilds of something stand that is published: no rule is asked any more, and nobody waits. `claim` has a
+/// submitter without a name, so that every verifier with an owner counts.
+pub fn audited(policy: &Policy, claim: &Claim<'_>, evidence: &Evidence, moment: Moment) -> RebuildStanding {
+    let case = Case { claim, evidence, moment };
+    let contradiction = Contradiction::of(&case, policy.rebuilds.confirm);
+    let open = contradiction.verdict == Verdict::Unconfirmed;
+    RebuildStanding {
+        further: if open { contradiction.missing() } else { 0 },
+        inputs_rebuilt: false,
+        again: if open { contradiction.again.clone() } else { vec![] },
+        verdict: contradiction.verdict,
+        on_mismatch: None,
+    }
+}
+
 /// What rebuilds a requirement lacks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Lacks {

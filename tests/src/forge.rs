@@ -27,7 +27,7 @@ use std::{
 
 use pushgate_formats::{StorePath, keys::SecretKey};
 use pushgate_gateway::{
-    app::{App, Seams},
+    app::{App, DataDir, Seams},
     clock::Clock,
     config::Config,
     db::Role,
@@ -36,7 +36,7 @@ use pushgate_gateway::{
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 
-use crate::faults::{Fault, Faults, FaultyDb};
+use crate::faults::{Fault, Faults, FaultyBlobs, FaultyDb};
 
 /// Everything published here that is proven, no upstream, nothing reached for outside this machine. Tables may follow.
 pub const POLICY: &str = r#"version = 1
@@ -74,19 +74,32 @@ impl Forge {
     }
 
     pub async fn start_with(policy: &str, config: Config) -> Self {
+        let (dir, clock) = (Self::directory(policy), Clock::default());
+        let app = App::open(dir.path(), config, clock.clone()).await.expect("the gateway opens");
+        Self::serve(dir, app, clock, Mutex::default()).await
+    }
+
+    /// The same on seams of which one write fails.
+    pub async fn start_faulty(policy: &str, fault: Fault) -> (Self, Arc<Faults>) {
+        let (dir, clock, faults) = (Self::directory(policy), Clock::default(), Faults::new(Some(fault)));
+        let Seams { db, blobs } = Seams::below(dir.path()).await.expect("the seams");
+        let db = Arc::new(FaultyDb::new(db, faults.clone()));
+        let blobs = Arc::new(FaultyBlobs::new(blobs, &DataDir::new(dir.path()).blobs, faults.clone()));
+        let seams = Seams { db, blobs };
+        let app = App::open_on(seams, dir.path(), Config::default(), clock.clone()).await;
+        (Self::serve(dir, app.expect("the gateway opens"), clock, Mutex::default()).await, faults)
+    }
+
+    /// A data directory with a policy.
+    fn directory(policy: &str) -> TempDir {
         let dir = tempfile::tempdir().expect("a temporary directory");
         // before the first start: the gateway writes a starting policy, with an upstream, only where there is none
         std::fs::create_dir_all(dir.path().join("policies")).expect("policies");
         std::fs::write(dir.path().join("policies/main.toml"), policy).expect("the policy");
-        Self::open(dir, config, Clock::default(), Mutex::default()).await
+        dir
     }
 
-    async fn open(dir: TempDir, config: Config, clock: Clock, claimed: Mutex<BTreeSet<StorePath>>) -> Self {
-        let app = App::open(dir.path(), config, clock.clone()).await.expect("the gateway opens");
-        Self::serve(app, dir, clock, claimed).await
-    }
-
-    async fn serve(app: Arc<App>, dir: TempDir, clock: Clock, claimed: Mutex<BTreeSet<StorePath>>) -> Self {
+    async fn serve(dir: TempDir, app: Arc<App>, clock: Clock, claimed: Mutex<BTreeSet<StorePath>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let (stop, stopped) = oneshot::channel::<()>();
@@ -102,7 +115,8 @@ impl Forge {
     pub async fn restart(self) -> Self {
         let (config, clock) = (self.app.config.clone(), self.clock.clone());
         let (dir, claimed) = self.end().await;
-        Self::open(dir, config, clock, claimed).await
+        let app = App::open(dir.path(), config, clock.clone()).await.expect("the gateway opens");
+        Self::serve(dir, app, clock, claimed).await
     }
 
     /// The same on a database in which a fault waits, of a kind that doesn't kill.
@@ -113,7 +127,7 @@ impl Forge {
         let Seams { db, blobs } = Seams::below(dir.path()).await.expect("the seams");
         let seams = Seams { db: Arc::new(FaultyDb::new(db, faults.clone())), blobs };
         let app = App::open_on(seams, dir.path(), config, clock.clone()).await.expect("the gateway opens");
-        (Self::serve(app, dir, clock, claimed).await, faults)
+        (Self::serve(dir, app, clock, claimed).await, faults)
     }
 
     /// Stops the gateway and gives its directory.

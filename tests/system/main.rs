@@ -9,6 +9,7 @@ mod attacks_identity;
 mod attacks_limits;
 mod attacks_resources;
 mod attacks_stock;
+mod audit;
 mod consumers;
 mod corpus;
 mod crash;

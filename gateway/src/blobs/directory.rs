@@ -264,6 +264,13 @@ impl Blobs for Directory {
         self.reveal(tmp, cache, name)
     }
 
+    fn withdraw(&self, cache: &str, name: &str) -> io::Result<()> {
+        match fs::remove_file(self.public(cache, name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
     fn is_published(&self, cache: &str, name: &str) -> io::Result<bool> {
         self.public(cache, name).try_exists()
     }

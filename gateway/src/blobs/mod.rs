@@ -76,9 +76,11 @@ pub trait Blobs: Send + Sync + 'static {
     fn publish_bytes(&self, cache: &str, name: &str, mut contents: &[u8]) -> io::Result<()> {
         self.publish_stream(cache, name, &mut contents)
     }
+    /// Takes a published file back, at once; one that isn't there is no error. Durable only after [`Blobs::sync`].
+    fn withdraw(&self, cache: &str, name: &str) -> io::Result<()>;
     /// Whether a file is published.
     fn is_published(&self, cache: &str, name: &str) -> io::Result<bool>;
-    /// Makes everything published so far durable.
+    /// Makes everything published and withdrawn so far durable.
     fn sync(&self) -> io::Result<()>;
 
     /// Opens a published file for reading; `None` where there is none. `name` was checked by the caller to be one of

@@ -5,6 +5,7 @@
 //! statements.
 
 mod acts;
+mod audits;
 mod evidence;
 mod jobs;
 mod sample;
@@ -23,6 +24,7 @@ use pushgate_formats::{
 };
 
 pub use acts::{Acted, Change, EventRow, GATEWAY, GATEWAY_HOST, IdentityRow, KeyRow, NewEvent, SignedAct};
+pub use audits::{AuditOutcome, AuditRow, Due, IncidentRow};
 pub use evidence::{
     ClaimShown, Decided, DecisionRow, EvidenceKind, EvidenceRow, HeldDecision, NewDecision, NewEvidence,
 };
@@ -532,8 +534,13 @@ pub trait Db: Send + Sync + 'static {
     async fn build_log_bytes(&self, identity: i64) -> Result<u64>;
     async fn drop_build_logs(&self, rows: &[BuildLogRow]) -> Result<()>;
 
+    /// What is published and wasn't withdrawn since, by hash part.
     async fn published(&self, cache: &str, hash_parts: &[&str]) -> Result<HashMap<String, PublishedRow>>;
-    /// Published paths with their NAR hashes, by hash part, and nothing else of them.
+    /// What was published and is withdrawn: it keeps its hash part and its NAR hash for ever, and counts for nothing else.
+    async fn withdrawn(&self, cache: &str, hash_parts: &[&str]) -> Result<HashMap<String, PublishedRow>>;
+    /// All of that.
+    async fn withdrawn_paths(&self, cache: &str) -> Result<Vec<StorePath>>;
+    /// The same with the NAR hashes, and nothing else.
     async fn published_hashes(
         &self,
         cache: &str,
@@ -631,11 +638,36 @@ pub trait Db: Send + Sync + 'static {
     async fn builds_of(&self, identity: i64, since: u64) -> Result<(u64, u64)>;
     async fn add_difference(&self, cache: &str, row: &DifferenceRow) -> Result<()>;
     async fn differences(&self, cache: &str, path: &StorePath) -> Result<Vec<DifferenceRow>>;
-    /// Records a confirmed mismatch with what follows from it for its key or submitter, both or neither; false where that is
-    /// recorded already.
-    async fn add_mismatch(&self, row: &MismatchRow, event: &NewEvent) -> Result<bool>;
+    /// Records a confirmed mismatch with what follows from it for its key or submitter, and which of the key's paths are due for
+    /// an audit, all or nothing; false where that is recorded already.
+    async fn add_mismatch(&self, row: &MismatchRow, event: &NewEvent, due: Due) -> Result<bool>;
     /// Confirmed mismatches of an identity: the newest one's time, and how many.
     async fn mismatches_of(&self, identity: i64) -> Result<(Option<u64>, u64)>;
+
+    /// Whether no verifier is asked for anything but audits.
+    async fn is_idle(&self) -> Result<bool>;
+    /// Adds an audit that was drawn, with its job, both or neither; false where its derivation is being audited.
+    async fn add_audit(&self, job: &NewJob, now: u64) -> Result<bool>;
+    /// Adds the job of an audit that was due and hasn't begun.
+    async fn begin_audit(&self, audit: i64, job: &NewJob, now: u64) -> Result<()>;
+    /// Audits without an outcome, oldest first.
+    async fn open_audits(&self, cache: &str) -> Result<Vec<AuditRow>>;
+    async fn open_audit(&self, cache: &str, derivation: &StorePath) -> Result<Option<AuditRow>>;
+    /// How many audits were drawn after a time, and when the last one was.
+    async fn drawn_audits(&self, cache: &str, since: u64) -> Result<(u64, Option<u64>)>;
+    /// Writes an audit's outcome and its event, both or neither; false where it has one.
+    async fn end_audit(&self, audit: i64, outcome: AuditOutcome, event: Option<&NewEvent>) -> Result<bool>;
+    /// Records an incident with its event, what it means for the submitter, and, if it says so, the withdrawal of the path, all or
+    /// nothing; false where it is recorded already.
+    async fn add_incident(
+        &self,
+        row: &IncidentRow,
+        mismatch: Option<&MismatchRow>,
+        event: &NewEvent,
+    ) -> Result<bool>;
+    async fn incident(&self, cache: &str, path: &StorePath) -> Result<Option<IncidentRow>>;
+    /// Published paths that refer to one, directly or not: at most so many.
+    async fn dependants_of(&self, cache: &str, path: &StorePath, most: usize) -> Result<Vec<StorePath>>;
 
     /// The newest epoch of a cache's sample.
     async fn epoch(&self, cache: &str) -> Result<Option<EpochRow>>;
@@ -654,6 +686,8 @@ pub trait Db: Send + Sync + 'static {
 
     /// The leaf of a published path: its number and body.
     async fn leaf_of(&self, cache: &str, path: &StorePath) -> Result<Option<(u64, Vec<u8>)>>;
+    /// How many leaves the log of a cache has.
+    async fn leaf_count(&self, cache: &str) -> Result<u64>;
     /// The log of one cache from a leaf on: (sequence number, body, chain hash).
     async fn leaves(&self, cache: &str, from: u64, most: u32) -> Result<Vec<(u64, Vec<u8>, Sha256)>>;
 }

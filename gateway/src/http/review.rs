@@ -24,7 +24,7 @@ use crate::{
     caches::Cache,
     db::{ClaimShown, Decided, EnrolledKey, EvidenceKind, EvidenceRow},
     error::ApiError,
-    push::rebuild::follow,
+    push::rebuild::{audit, follow},
 };
 
 /// Claims on one page, and conflicts.
@@ -197,6 +197,7 @@ async fn published(app: &App, cache: &Cache, path: &StorePath) -> Result<Option<
         submitter_key: leaf.submitter_key,
         time: leaf.time,
         leaf: number,
+        incident: audit::known_incident(app, &cache.name, path).await?,
     }))
 }
 

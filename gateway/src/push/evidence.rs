@@ -151,6 +151,16 @@ impl Known {
         })
     }
 
+    /// Whether an admin's refusal of these contents is in force.
+    pub fn is_refused(&self, path: &StorePath, nar_hash: Sha256) -> bool {
+        self.words.get(path).into_iter().flatten().any(|word| {
+            word.kind == EvidenceKind::Refusal
+                && word.role == Role::Admin
+                && word.nar_hash == nar_hash
+                && self.counts(word)
+        })
+    }
+
     fn counts(&self, word: &EvidenceRow) -> bool {
         word.until.is_none_or(|until| until > self.now)
     }

@@ -282,6 +282,7 @@ async fn first_states(
     let db = app.db.as_ref();
     let parts: Vec<&str> = signed.iter().map(|s| s.path().hash_part()).collect();
     let published = db.published(&cache.name, &parts).await?;
+    let withdrawn = db.withdrawn(&cache.name, &parts).await?;
     let inside: BTreeSet<&StorePath> = signed.iter().map(|s| s.path()).collect();
     let mut ask: BTreeSet<StorePath> = BTreeSet::new();
     for s in signed.iter().filter(|s| !published.contains_key(s.path().hash_part())) {
@@ -307,6 +308,15 @@ async fn first_states(
                 Some(row) => {
                     conflicts.push(i);
                     judge::conflicts_with_published(claim, &row.path, &row.nar_hash)
+                }
+                None if withdrawn.contains_key(claim.path.hash_part()) => {
+                    let row = &withdrawn[claim.path.hash_part()];
+                    if row.path == claim.path && row.nar_hash == claim.nar_hash {
+                        judge::withdrawn(claim)
+                    } else {
+                        conflicts.push(i);
+                        judge::conflicts_with_published(claim, &row.path, &row.nar_hash)
+                    }
                 }
                 None if answers.found.contains_key(&claim.path) => ClaimState::plain(PathState::Upstream),
                 None if claim.nar_size > nar_size => ClaimState::with(
@@ -492,6 +502,16 @@ pub async fn path_status(
             code: None,
             message: None,
             waits_for: vec![],
+        }));
+    }
+    let withdrawn = app.db.withdrawn(&cache.name, &[path.hash_part()]).await?;
+    if withdrawn.values().any(|row| row.path == *path) {
+        return Ok(Some(PathStatus {
+            path: path.clone(),
+            state: PathState::Held,
+            code: Some("withdrawn".to_owned()),
+            message: Some(format!("`{path}` was published, and is withdrawn")),
+            waits_for: vec!["person".to_owned()],
         }));
     }
     let claims = app.db.claims_of_path(&cache.name, path).await?;

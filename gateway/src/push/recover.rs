@@ -6,6 +6,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use super::{
     judge::{JudgeError, reveal},
     publish::Published,
+    rebuild::audit::withdraw,
 };
 use crate::{app::App, caches::Cache, db::Forgotten};
 
@@ -46,7 +47,13 @@ pub async fn finish_publications(app: &Arc<App>, cache: &Arc<Cache>) -> Result<(
             "finishing publications that a stop had cut off"
         );
     }
-    reveal(app, cache, unseen).await
+    let some = !unseen.is_empty();
+    reveal(app, cache, unseen).await?;
+    if some {
+        // one of them may have been withdrawn since it was looked up
+        withdraw(app, &cache.name).await?;
+    }
+    Ok(())
 }
 
 /// Writes the narinfos that could not be written before, if there are some.

@@ -618,8 +618,9 @@ fn restore_held(session: &Session, rows: &HashMap<StorePath, ClaimRow>) {
     let mut progress = session.progress();
     for (i, proof) in session.signed.iter().enumerate() {
         let Some(row) = rows.get(proof.path()) else { continue };
-        // a conflict with what is published is held without bytes; any other claim without bytes wants them
-        let without_bytes = row.code.as_deref() == Some("conflicts-with-published");
+        // a conflict with what is published, and what was withdrawn, is held without bytes; any other claim without bytes wants
+        // them
+        let without_bytes = matches!(row.code.as_deref(), Some("conflicts-with-published" | "withdrawn"));
         let here = progress.nars[i].is_some();
         if row.state == PathState::Held && (here || without_bytes) {
             progress.claims[i] = ClaimState {

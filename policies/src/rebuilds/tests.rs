@@ -254,6 +254,30 @@ fn the_rule_says_what_follows(#[case] word: &str, #[case] on_mismatch: OnMismatc
     );
 }
 
+/// Rules aren't asked: one that would reject the claim today has no say in what is published.
+#[rstest]
+#[case::nothing(&["a same 1"], "nothing", 0, &[])]
+#[case::first(&["a x 1"], "unconfirmed", 2, &["a"])]
+#[case::built_again(&["a x 2"], "unconfirmed", 2, &[])]
+#[case::confirmed(&["a x 2", "b x 1", "c x 1"], "confirmed x", 0, &[])]
+#[case::of_the_submitters_owner(&["acme x 2", "b x 1", "c x 1"], "confirmed x", 0, &[])]
+#[case::without_owner(&["- x 2", "b same 1"], "unconfirmed", 1, &[])]
+#[case::one_got_it(&["a x 2", "b same 1", "c x 1"], "irreproducible", 0, &[])]
+fn what_is_published_is_judged_by_its_rebuilds_alone(
+    #[case] rebuilds: &[&str],
+    #[case] verdict: &str,
+    #[case] further: u32,
+    #[case] again: &[&str],
+) {
+    let policy = policy("", "deny = \"no more\"");
+    let found = with_claim(|claim, moment| {
+        let nobody = Identity { name: "", owner: None, groups: &[] };
+        audited(&policy, &Claim { submitter: nobody, ..*claim }, &evidence(rebuilds), moment)
+    });
+    assert_eq!((word(found.verdict), found.further), (verdict, further));
+    assert_eq!(found.again, again);
+}
+
 #[test]
 fn a_rejection_names_path_hashes_and_verifiers() {
     let policy = policy("", "require = \"derivation\"\non-mismatch = \"reject\"");

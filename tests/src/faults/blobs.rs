@@ -205,6 +205,10 @@ impl Blobs for FaultyBlobs {
         self.publish(cache, name, || self.inner.publish_stream(cache, name, contents))
     }
 
+    fn withdraw(&self, cache: &str, name: &str) -> io::Result<()> {
+        self.write("withdraw", || {}, || self.inner.withdraw(cache, name))
+    }
+
     fn is_published(&self, cache: &str, name: &str) -> io::Result<bool> {
         self.inner.is_published(cache, name)
     }

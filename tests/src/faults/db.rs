@@ -141,6 +141,8 @@ seam! {
 
     read fn published(&self, cache: &str, hash_parts: &[&str]) -> HashMap<String, PublishedRow>;
     read fn published_hashes(&self, cache: &str, hash_parts: &[&str]) -> HashMap<String, (StorePath, Sha256)>;
+    read fn withdrawn(&self, cache: &str, hash_parts: &[&str]) -> HashMap<String, PublishedRow>;
+    read fn withdrawn_paths(&self, cache: &str) -> Vec<StorePath>;
     write fn commit(&self, judged: &Judged) -> Committed;
     read fn unseen(&self, cache: &str) -> Vec<PublishedRow>;
     read fn outdated(&self, cache: &str, seen: u64, paths: &[StorePath]) -> bool;
@@ -183,8 +185,19 @@ seam! {
     read fn builds_of(&self, identity: i64, since: u64) -> (u64, u64);
     write fn add_difference(&self, cache: &str, row: &DifferenceRow) -> ();
     read fn differences(&self, cache: &str, path: &StorePath) -> Vec<DifferenceRow>;
-    write fn add_mismatch(&self, row: &MismatchRow, event: &NewEvent) -> bool;
+    write fn add_mismatch(&self, row: &MismatchRow, event: &NewEvent, due: Due) -> bool;
     read fn mismatches_of(&self, identity: i64) -> (Option<u64>, u64);
+
+    read fn is_idle(&self) -> bool;
+    write fn add_audit(&self, job: &NewJob, now: u64) -> bool;
+    write fn begin_audit(&self, audit: i64, job: &NewJob, now: u64) -> ();
+    read fn open_audits(&self, cache: &str) -> Vec<AuditRow>;
+    read fn open_audit(&self, cache: &str, derivation: &StorePath) -> Option<AuditRow>;
+    read fn drawn_audits(&self, cache: &str, since: u64) -> (u64, Option<u64>);
+    write fn end_audit(&self, audit: i64, outcome: AuditOutcome, event: Option<&NewEvent>) -> bool;
+    write fn add_incident(&self, row: &IncidentRow, mismatch: Option<&MismatchRow>, event: &NewEvent) -> bool;
+    read fn incident(&self, cache: &str, path: &StorePath) -> Option<IncidentRow>;
+    read fn dependants_of(&self, cache: &str, path: &StorePath, most: usize) -> Vec<StorePath>;
 
     read fn epoch(&self, cache: &str) -> Option<EpochRow>;
     read fn epochs(&self, cache: &str, most: u32) -> Vec<EpochRow>;
@@ -196,5 +209,6 @@ seam! {
     read fn dependants(&self, cache: &str, pnames: &[&str]) -> HashMap<String, u32>;
 
     read fn leaf_of(&self, cache: &str, path: &StorePath) -> Option<(u64, Vec<u8>)>;
+    read fn leaf_count(&self, cache: &str) -> u64;
     read fn leaves(&self, cache: &str, from: u64, most: u32) -> Vec<(u64, Vec<u8>, Sha256)>;
 }

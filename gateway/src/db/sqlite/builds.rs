@@ -168,26 +168,17 @@ impl Sqlite {
     }
 
     /// One transaction: a crash leaves the mismatch unrecorded, and then it is found again, or all of it done.
-    pub(super) async fn insert_mismatch(&self, row: &MismatchRow, event: &NewEvent) -> Result<bool> {
+    pub(super) async fn insert_mismatch(
+        &self,
+        row: &MismatchRow,
+        event: &NewEvent,
+        due: Due,
+    ) -> Result<bool> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        let key = STANDARD.encode(row.key.bytes());
-        let done = sqlx::query(
-            "INSERT INTO mismatches (cache, path, nar_hash, identity, key, follows, found) VALUES (?, ?, ?, ?, ?, ?, ?) \
-             ON CONFLICT DO NOTHING",
-        )
-        .bind(&row.cache)
-        .bind(row.path.base_name())
-        .bind(row.nar_hash.base32())
-        .bind(row.identity)
-        .bind(&key)
-        .bind(row.follows)
-        .bind(sql(event.time))
-        .execute(&mut *tx)
-        .await?;
-        if done.rows_affected() == 0 {
+        if !record_mismatch(&mut tx, row, event.time).await? {
             return Ok(false);
         }
-        follow(&mut tx, row, &key, event.time).await?;
+        audits::add_due(&mut tx, &row.cache, &row.key, (due, event.time)).await?;
         events::insert(&mut tx, event).await?;
         tx.commit().await?;
         Ok(true)
@@ -200,6 +191,29 @@ impl Sqlite {
             .await?;
         Ok((row.try_get::<Option<i64>, _>(0)?.map(time), time(row.try_get(1)?)))
     }
+}
+
+/// Records a mismatch with what follows from it; false where that is recorded already.
+pub(super) async fn record_mismatch(tx: &mut SqliteConnection, row: &MismatchRow, now: u64) -> Result<bool> {
+    let key = STANDARD.encode(row.key.bytes());
+    let done = sqlx::query(
+        "INSERT INTO mismatches (cache, path, nar_hash, identity, key, follows, found) VALUES (?, ?, ?, ?, ?, ?, ?) \
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(&row.cache)
+    .bind(row.path.base_name())
+    .bind(row.nar_hash.base32())
+    .bind(row.identity)
+    .bind(&key)
+    .bind(row.follows)
+    .bind(sql(now))
+    .execute(&mut *tx)
+    .await?;
+    let new = done.rows_affected() > 0;
+    if new {
+        follow(tx, row, &key, now).await?;
+    }
+    Ok(new)
 }
 
 async fn follow(tx: &mut SqliteConnection, row: &MismatchRow, key: &str, now: u64) -> Result<()> {

@@ -78,6 +78,8 @@ async fn find(db: impl sqlx::SqliteExecutor<'_>, id: &str) -> Result<Option<JobR
 const LONGEST: u64 = 2 * 86_400;
 /// Jobs that one verifier may have at a time.
 const LEASES: i64 = 64;
+/// How long after its own build a verifier may build the same for an audit. Seconds.
+const AUDITED_AGAIN: u64 = 30 * 86_400;
 
 async fn lease_one(tx: &mut SqliteConnection, taker: &Taker, now: u64, until: u64) -> Result<Option<JobRow>> {
     let systems = Value::from_iter(taker.systems.iter().map(String::as_str)).to_string();
@@ -88,6 +90,7 @@ async fn lease_one(tx: &mut SqliteConnection, taker: &Taker, now: u64, until: u6
          AND CASE WHEN j.only_by IS NOT NULL THEN j.only_by = ?5 ELSE ifnull(j.except_owner <> ?6, 1) \
            AND (j.purpose = 'build' OR NOT EXISTS (SELECT 1 FROM jobs k WHERE k.cache = j.cache AND k.derivation = j.derivation \
              AND k.id <> j.id AND (k.state IN ('leased', 'done') AND k.owner = ?6 \
+                 AND (j.purpose <> 'audit' OR k.created > j.created - ?7) \
                OR k.state = 'failed' AND k.verifier = ?5))) END \
          AND (SELECT count(*) FROM jobs l WHERE l.state = 'leased' AND l.verifier = ?5) < ?1 \
          ORDER BY j.priority, j.number LIMIT 1",
@@ -98,6 +101,7 @@ async fn lease_one(tx: &mut SqliteConnection, taker: &Taker, now: u64, until: u6
     .bind(features)
     .bind(taker.identity)
     .bind(&taker.owner)
+    .bind(sql(AUDITED_AGAIN))
     .fetch_optional(&mut *tx)
     .await?;
     let Some(id) = id else { return Ok(None) };
@@ -119,31 +123,36 @@ async fn lease_one(tx: &mut SqliteConnection, taker: &Taker, now: u64, until: u6
     find(&mut *tx, &id).await
 }
 
+pub(super) async fn insert(tx: &mut SqliteConnection, job: &NewJob, now: u64) -> Result<()> {
+    let features = Value::from_iter(job.features.iter().map(String::as_str)).to_string();
+    sqlx::query(
+        "INSERT INTO jobs (id, cache, derivation, turn, purpose, priority, system, features, identity, \
+         except_owner, only_by, limits, state, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'open', ?) \
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(&job.id)
+    .bind(&job.cache)
+    .bind(job.derivation.base_name())
+    .bind(job.turn)
+    .bind(job.purpose.as_str())
+    .bind(job.priority)
+    .bind(&job.system)
+    .bind(features)
+    .bind(job.identity)
+    .bind(&job.except_owner)
+    .bind(job.only_by)
+    .bind(serde_json::to_string(&job.limits).unwrap_or_else(|_| "{}".to_owned()))
+    .bind(sql(now))
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
 impl Sqlite {
     pub(super) async fn insert_jobs(&self, jobs: &[NewJob], now: u64) -> Result<()> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
         for job in jobs {
-            let features = Value::from_iter(job.features.iter().map(String::as_str)).to_string();
-            sqlx::query(
-                "INSERT INTO jobs (id, cache, derivation, turn, purpose, priority, system, features, identity, \
-                 except_owner, only_by, limits, state, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'open', ?) \
-                 ON CONFLICT DO NOTHING",
-            )
-            .bind(&job.id)
-            .bind(&job.cache)
-            .bind(job.derivation.base_name())
-            .bind(job.turn)
-            .bind(job.purpose.as_str())
-            .bind(job.priority)
-            .bind(&job.system)
-            .bind(features)
-            .bind(job.identity)
-            .bind(&job.except_owner)
-            .bind(job.only_by)
-            .bind(serde_json::to_string(&job.limits).unwrap_or_else(|_| "{}".to_owned()))
-            .bind(sql(now))
-            .execute(&mut *tx)
-            .await?;
+            insert(&mut tx, job, now).await?;
         }
         tx.commit().await?;
         Ok(())

@@ -4,6 +4,7 @@
 //! Batches travel as one JSON parameter that `json_each` unfolds, so that a statement's cost doesn't grow with the rows.
 
 mod acts;
+mod audits;
 mod builds;
 mod events;
 mod evidence;
@@ -358,6 +359,12 @@ impl Db for Sqlite {
     ) -> Result<HashMap<String, (StorePath, Sha256)>> {
         self.list_published_hashes(cache, hash_parts).await
     }
+    async fn withdrawn(&self, cache: &str, hash_parts: &[&str]) -> Result<HashMap<String, PublishedRow>> {
+        self.list_withdrawn_of(cache, hash_parts).await
+    }
+    async fn withdrawn_paths(&self, cache: &str) -> Result<Vec<StorePath>> {
+        self.list_withdrawn(cache).await
+    }
     async fn commit(&self, judged: &Judged) -> Result<Committed> {
         self.commit_judged(judged).await
     }
@@ -494,11 +501,47 @@ impl Db for Sqlite {
     async fn differences(&self, cache: &str, path: &StorePath) -> Result<Vec<DifferenceRow>> {
         self.list_differences(cache, path).await
     }
-    async fn add_mismatch(&self, row: &MismatchRow, event: &NewEvent) -> Result<bool> {
-        self.insert_mismatch(row, event).await
+    async fn add_mismatch(&self, row: &MismatchRow, event: &NewEvent, due: Due) -> Result<bool> {
+        self.insert_mismatch(row, event, due).await
     }
     async fn mismatches_of(&self, identity: i64) -> Result<(Option<u64>, u64)> {
         self.count_mismatches_of(identity).await
+    }
+
+    async fn is_idle(&self) -> Result<bool> {
+        self.has_no_other_work().await
+    }
+    async fn add_audit(&self, job: &NewJob, now: u64) -> Result<bool> {
+        self.insert_audit(job, now).await
+    }
+    async fn begin_audit(&self, audit: i64, job: &NewJob, now: u64) -> Result<()> {
+        self.start_audit(audit, job, now).await
+    }
+    async fn open_audits(&self, cache: &str) -> Result<Vec<AuditRow>> {
+        self.list_open_audits(cache).await
+    }
+    async fn open_audit(&self, cache: &str, derivation: &StorePath) -> Result<Option<AuditRow>> {
+        self.find_open_audit(cache, derivation).await
+    }
+    async fn drawn_audits(&self, cache: &str, since: u64) -> Result<(u64, Option<u64>)> {
+        self.count_drawn_audits(cache, since).await
+    }
+    async fn end_audit(&self, audit: i64, outcome: AuditOutcome, event: Option<&NewEvent>) -> Result<bool> {
+        self.finish_audit(audit, outcome, event).await
+    }
+    async fn add_incident(
+        &self,
+        row: &IncidentRow,
+        mismatch: Option<&MismatchRow>,
+        event: &NewEvent,
+    ) -> Result<bool> {
+        self.insert_incident(row, mismatch, event).await
+    }
+    async fn incident(&self, cache: &str, path: &StorePath) -> Result<Option<IncidentRow>> {
+        self.find_incident(cache, path).await
+    }
+    async fn dependants_of(&self, cache: &str, path: &StorePath, most: usize) -> Result<Vec<StorePath>> {
+        self.list_dependants_of(cache, path, most).await
     }
 
     async fn epoch(&self, cache: &str) -> Result<Option<EpochRow>> {
@@ -528,6 +571,9 @@ impl Db for Sqlite {
 
     async fn leaf_of(&self, cache: &str, path: &StorePath) -> Result<Option<(u64, Vec<u8>)>> {
         self.find_leaf_of(cache, path).await
+    }
+    async fn leaf_count(&self, cache: &str) -> Result<u64> {
+        self.count_leaves(cache).await
     }
     async fn leaves(&self, cache: &str, from: u64, most: u32) -> Result<Vec<(u64, Vec<u8>, Sha256)>> {
         self.list_leaves(cache, from, most).await

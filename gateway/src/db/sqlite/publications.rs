@@ -6,7 +6,7 @@ use sqlx::SqliteConnection;
 
 use super::*;
 
-/// Whether something was said since an event that may forbid publishing these paths. What can only speak for a claim isn't
+/// Whether something was said since an event that may forbid publishing these paths, or what they refer to may be withdrawn. What can only speak for a claim isn't
 /// looked for, or those who approve could keep the judge from its work.
 async fn outdated<'a>(
     connection: &mut SqliteConnection,
@@ -16,7 +16,8 @@ async fn outdated<'a>(
 ) -> Result<bool> {
     let found: Option<i64> = sqlx::query_scalar(
         "SELECT 1 FROM events WHERE id > ?1 AND (kind IN ('freeze', 'revoke-key', 'groups', 'owner') \
-         OR (kind IN ('reject', 'settle') AND cache = ?2 AND path IN (SELECT value FROM json_each(?3)))) LIMIT 1",
+         OR (kind IN ('reject', 'settle') AND cache = ?2 AND path IN (SELECT value FROM json_each(?3))) \
+         OR (kind = 'audit-mismatch' AND cache = ?2)) LIMIT 1",
     )
     .bind(sql(seen))
     .bind(cache)
@@ -43,7 +44,23 @@ impl Sqlite {
     ) -> Result<HashMap<String, PublishedRow>> {
         let rows = sqlx::query(
             "SELECT published.path, nar_hash, refs, narinfo FROM json_each(?2) AS asked \
-             CROSS JOIN published ON cache = ?1 AND hash_part = asked.value",
+             CROSS JOIN published ON cache = ?1 AND hash_part = asked.value AND withdrawn IS NULL",
+        )
+        .bind(cache)
+        .bind(Value::from_iter(hash_parts.iter().copied()).to_string())
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(|row| published_row(row).map(|r| (r.path.hash_part().to_owned(), r))).collect()
+    }
+
+    pub(super) async fn list_withdrawn_of(
+        &self,
+        cache: &str,
+        hash_parts: &[&str],
+    ) -> Result<HashMap<String, PublishedRow>> {
+        let rows = sqlx::query(
+            "SELECT published.path, nar_hash, refs, narinfo FROM json_each(?2) AS asked \
+             CROSS JOIN published ON cache = ?1 AND hash_part = asked.value AND withdrawn IS NOT NULL",
         )
         .bind(cache)
         .bind(Value::from_iter(hash_parts.iter().copied()).to_string())
@@ -59,7 +76,7 @@ impl Sqlite {
     ) -> Result<HashMap<String, (StorePath, Sha256)>> {
         let rows = sqlx::query(
             "SELECT published.path, nar_hash FROM json_each(?2) AS asked \
-             CROSS JOIN published ON cache = ?1 AND hash_part = asked.value",
+             CROSS JOIN published ON cache = ?1 AND hash_part = asked.value AND withdrawn IS NULL",
         )
         .bind(cache)
         .bind(Value::from_iter(hash_parts.iter().copied()).to_string())
@@ -118,7 +135,7 @@ impl Sqlite {
 
     pub(super) async fn list_unseen(&self, cache: &str) -> Result<Vec<PublishedRow>> {
         let rows = sqlx::query(
-            "SELECT path, nar_hash, refs, narinfo FROM published WHERE cache = ? AND visible = 0 ORDER BY seq",
+            "SELECT path, nar_hash, refs, narinfo FROM published WHERE cache = ? AND visible = 0 AND withdrawn IS NULL ORDER BY seq",
         )
         .bind(cache)
         .fetch_all(&self.read)
@@ -148,6 +165,14 @@ impl Sqlite {
         .fetch_optional(&self.read)
         .await?;
         row.map(|row| Ok((time(row.try_get(0)?), row.try_get(1)?))).transpose()
+    }
+
+    pub(super) async fn count_leaves(&self, cache: &str) -> Result<u64> {
+        let last: Option<i64> = sqlx::query_scalar("SELECT max(seq) FROM leaves WHERE cache = ?")
+            .bind(cache)
+            .fetch_one(&self.read)
+            .await?;
+        Ok(last.map_or(0, |last| time(last) + 1))
     }
 
     pub(super) async fn list_leaves(

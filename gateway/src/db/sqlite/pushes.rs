@@ -254,7 +254,7 @@ impl Sqlite {
     pub(super) async fn list_rival_claims(&self, cache: &str, paths: &[StorePath]) -> Result<Vec<ClaimRow>> {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
             "{CLAIM_COLUMNS} WHERE c.cache = ? AND c.state = 'held' AND c.path IN (SELECT value FROM json_each(?)) \
-             AND c.code <> 'conflicts-with-published' AND (d.decision = 'publish' OR d.code <> 'needs-derivation')"
+             AND c.code NOT IN ('conflicts-with-published', 'withdrawn') AND (d.decision = 'publish' OR d.code <> 'needs-derivation')"
         )))
         .bind(cache)
         .bind(paths_json(paths))

@@ -115,7 +115,8 @@ pub(super) fn unsent_claims(session: &Session) -> Vec<usize> {
         let claim = &progress.claims[*i];
         // one that differs from what is published may be settled
         claim.state == PathState::Wanted
-            || (progress.nars[*i].is_none() && claim.code.as_deref() == Some(CONFLICTS_WITH_PUBLISHED))
+            || (progress.nars[*i].is_none()
+                && matches!(claim.code.as_deref(), Some(CONFLICTS_WITH_PUBLISHED | WITHDRAWN)))
     };
     session.order.iter().copied().filter(unsent).collect()
 }
@@ -123,6 +124,9 @@ pub(super) fn unsent_claims(session: &Session) -> Vec<usize> {
 /// What such a claim has come to without its bytes, if its path is published.
 fn settled_without_bytes(session: &Session, i: usize, facts: &Facts) -> Option<Outcome> {
     let claim = session.signed[i].claim();
+    if let Some(outcome) = was_withdrawn(claim, facts) {
+        return Some(outcome);
+    }
     let (path, nar_hash) = facts.taken.get(claim.path.hash_part())?;
     Some(if *path == claim.path && *nar_hash == claim.nar_hash {
         Outcome::State(ClaimState::plain(PathState::Published), vec![])
@@ -215,6 +219,9 @@ fn evaluate_claim(
     if let Some(state) = facts.barred.get(&session.id) {
         round.look_again(session, i, later(session, facts));
         return Ok(Outcome::State(state.clone(), vec![]));
+    }
+    if let Some(outcome) = was_withdrawn(claim, facts) {
+        return Ok(outcome);
     }
     // invariant 3: what is published under this hash keeps its name and NAR hash
     if let Some((path, nar_hash)) = facts.taken.get(claim.path.hash_part()) {
@@ -415,6 +422,31 @@ fn input(claim: &Claim, provenance: &provenance::Provenance) -> Outcome {
 fn later(session: &Session, facts: &Facts) -> u64 {
     let now = facts.known.now;
     now + (now.saturating_sub(session.announced) / 4).clamp(SOON, 3600)
+}
+
+/// What becomes of a claim of what was withdrawn: the pair of path and NAR hash stays what it was.
+fn was_withdrawn(claim: &Claim, facts: &Facts) -> Option<Outcome> {
+    let (path, nar_hash) = facts.withdrawn.get(claim.path.hash_part())?;
+    if facts.known.is_refused(&claim.path, claim.nar_hash) {
+        let message = format!("an admin refused the NAR hash `{}` of `{}`", claim.nar_hash, claim.path);
+        return Some(rejected("refused-by-admin", message));
+    }
+    Some(match *path == claim.path && *nar_hash == claim.nar_hash {
+        true => Outcome::State(withdrawn(claim), vec![]),
+        false => differs_from_published(claim, path, nar_hash, facts),
+    })
+}
+
+/// Code of a claim of contents that were published and withdrawn.
+pub(super) const WITHDRAWN: &str = "withdrawn";
+
+/// The state of a claim of contents that were published and withdrawn.
+pub fn withdrawn(claim: &Claim) -> ClaimState {
+    let message = format!(
+        "`{}` was published with this NAR hash and withdrawn: verifiers agree that its derivation yields something else",
+        claim.path
+    );
+    ClaimState::with(PathState::Held, WITHDRAWN, message, vec!["person".to_owned()])
 }
 
 /// What becomes of a claim that differs from what is published.

@@ -40,6 +40,8 @@ pub(super) struct Facts {
     pub(super) served: Served,
     /// Published under the hash part, whatever the name.
     pub(super) taken: HashMap<String, (StorePath, pushgate_formats::Sha256)>,
+    /// Was published under the hash part, and was withdrawn.
+    pub(super) withdrawn: HashMap<String, (StorePath, pushgate_formats::Sha256)>,
     pub(super) knowledge: Knowledge,
     pub(super) resolved: HashMap<String, Resolved>,
     /// By push: what NARs have to be scanned for, and whether the derivations have no gaps.
@@ -64,6 +66,7 @@ pub(super) async fn gather(app: &App, cache: &Cache, sessions: &[Arc<Session>]) 
         evidence: HashMap::new(),
         served: Served::default(),
         taken: HashMap::new(),
+        withdrawn: HashMap::new(),
         knowledge: Knowledge::default(),
         resolved: HashMap::new(),
         scan: HashMap::new(),
@@ -261,6 +264,9 @@ pub(super) async fn look_up(
         facts.taken.insert(part, (row.path.clone(), row.nar_hash));
         facts.served.published.insert(row.path.clone(), row.nar_hash);
         facts.knowledge.learn(row.path, Some(Arc::new(row.references)));
+    }
+    for (part, row) in app.db.withdrawn(&cache.name, &parts).await? {
+        facts.withdrawn.insert(part, (row.path, row.nar_hash));
     }
     let open: Vec<StorePath> =
         paths.iter().filter(|p| !facts.served.published.contains_key(*p)).cloned().collect();

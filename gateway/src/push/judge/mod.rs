@@ -22,8 +22,8 @@ use super::{
     session::{Session, SessionError},
 };
 use crate::{app::App, caches::Cache, db::DbError};
-pub use evaluate::conflicts_with_published;
 use evaluate::evaluate;
+pub use evaluate::{conflicts_with_published, withdrawn};
 use facts::{gather, look_up};
 pub use settle::reveal;
 use settle::{settle, step_back};
@@ -48,6 +48,8 @@ pub enum JudgeError {
     Session(#[from] SessionError),
     #[error(transparent)]
     Publish(#[from] PublishError),
+    #[error(transparent)]
+    Rebuild(#[from] super::rebuild::RebuildError),
     #[error("blob store")]
     Io(#[from] std::io::Error),
     #[error("a judging task died")]

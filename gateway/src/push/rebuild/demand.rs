@@ -14,7 +14,7 @@ use pushgate_policies::rebuilds::{RebuildStanding, Verdict};
 use tokio::sync::mpsc;
 
 use super::{
-    RebuildError, builds, follow,
+    RebuildError, audit, builds, follow,
     inputs::{self, Plan, Planned},
 };
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
 
 /// Failed jobs of one derivation after which no other verifier is asked for a claim, and failed second builds after which
 /// their verifier isn't.
-const FAILURES: usize = 3;
+pub(super) const FAILURES: usize = 3;
 
 /// Paths that one claim waits on at most.
 const WAITS: usize = 64;
@@ -38,6 +38,8 @@ pub enum Ask {
     Claim(Box<Need>),
     /// Looks at the builds of a cache that wait.
     Builds(Arc<Cache>),
+    /// Carries on the audit of a derivation, if there is one.
+    Audit(Arc<Cache>, StorePath),
 }
 
 /// What a held claim needs of verifiers.
@@ -77,6 +79,7 @@ pub async fn run(app: Arc<App>, mut asks: mpsc::UnboundedReceiver<Ask>) {
         // the same claim may have been judged several times meanwhile: what was found last counts
         let mut needs: HashMap<(String, usize), Box<Need>> = HashMap::new();
         let mut caches: HashMap<String, Arc<Cache>> = HashMap::new();
+        let mut audits: HashMap<(String, StorePath), Arc<Cache>> = HashMap::new();
         for ask in asked.drain(..) {
             match ask {
                 Ask::Claim(need) => {
@@ -84,6 +87,9 @@ pub async fn run(app: Arc<App>, mut asks: mpsc::UnboundedReceiver<Ask>) {
                 }
                 Ask::Builds(cache) => {
                     caches.insert(cache.name.clone(), cache);
+                }
+                Ask::Audit(cache, derivation) => {
+                    audits.insert((cache.name.clone(), derivation), cache);
                 }
             }
         }
@@ -96,6 +102,9 @@ pub async fn run(app: Arc<App>, mut asks: mpsc::UnboundedReceiver<Ask>) {
                 let path = need.session.signed[need.index].path();
                 tracing::error!(%path, error = &e as &dyn std::error::Error, "a rebuild can't be asked for");
             }
+        }
+        for ((_, derivation), cache) in audits {
+            audit::follow(&app, &cache, &derivation).await;
         }
         for cache in caches.into_values() {
             if let Err(e) = builds::begin(&app, &cache).await {

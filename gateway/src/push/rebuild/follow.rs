@@ -16,12 +16,17 @@ use super::{RebuildError, demand::Need, nars};
 use crate::{
     app::App,
     blobs::{Blobs, PublicBody},
-    db::{DifferenceRow, GATEWAY, JobRow, MismatchRow, NewEvent, PublishedRow},
+    db::{DifferenceRow, Due, GATEWAY, JobRow, MismatchRow, NewEvent, PublishedRow},
     push::{
         intake::Compression,
         quarantine::{self, Quarantined},
     },
 };
+
+/// How far back what a key has published is due for a rebuild once it claimed something wrong. Seconds.
+const RECENT: u64 = 30 * 86_400;
+/// How many of them at most.
+const DUE: u32 = 200;
 
 /// Carries out what a confirmed mismatch leads to. Once for each claim's contents and key: whatever an admin undoes stays
 /// undone.
@@ -49,7 +54,8 @@ pub(super) async fn confirmed(app: &Arc<App>, need: &Need, got: Sha256) -> Resul
         ),
         ..NewEvent::new(app.clock.now(), GATEWAY, "rebuild-mismatch")
     };
-    if !app.db.add_mismatch(&row, &event).await? {
+    let due = Due { since: app.clock.now().saturating_sub(RECENT), most: DUE };
+    if !app.db.add_mismatch(&row, &event, due).await? {
         return Ok(());
     }
     app.tell_of_events();
@@ -83,8 +89,13 @@ pub(super) async fn compare(app: &Arc<App>, job: &JobRow) -> Result<(), RebuildE
                 others.push((claim.nar_hash, nar));
             }
         }
-        let published = app.db.published(&job.cache, &[output.path.hash_part()]).await?.into_values();
-        for row in published.filter(|row| row.path == output.path && !known.contains(&row.nar_hash)) {
+        let part = [output.path.hash_part()];
+        let mut published = app.db.published(&job.cache, &part).await?;
+        // its NAR stays, to be looked at
+        published.extend(app.db.withdrawn(&job.cache, &part).await?);
+        for row in
+            published.into_values().filter(|row| row.path == output.path && !known.contains(&row.nar_hash))
+        {
             if let Some(nar) = public(app, &job.cache, &row).await? {
                 others.push((row.nar_hash, nar));
             }
@@ -177,9 +188,9 @@ pub async fn differences(
             .filter(|claim| claim.identity == identity)
             .map(|claim| claim.nar_hash)
             .collect();
-        own.extend(
-            app.db.published_hashes(cache, &[path.hash_part()]).await?.into_values().map(|(_, hash)| hash),
-        );
+        let part = [path.hash_part()];
+        own.extend(app.db.published_hashes(cache, &part).await?.into_values().map(|(_, hash)| hash));
+        own.extend(app.db.withdrawn(cache, &part).await?.into_values().map(|row| row.nar_hash));
         if own.is_empty() {
             return Ok(None);
         }

@@ -107,6 +107,7 @@ pub async fn lease(
         );
         return Err(ApiError::new(http::StatusCode::FORBIDDEN, "verifier-without-owner", message));
     };
+    super::audit::asked(app, key.identity, &owner, &query);
     let (deadline, mut stopping) = (Instant::now() + wait, app.stopping.subscribe());
     let mut work = app.rebuilds.work.subscribe();
     loop {

@@ -3,8 +3,9 @@
 //!
 //! `demand` turns held claims, and builds that were asked for, into jobs; `inputs` finds out what a build needs and where it is;
 //! `lease` gives jobs out; `view` serves a job its inputs; `result` checks attestations; `nars` takes what verifiers built;
-//! `standing` says what rebuilds mean for a claim, `sample` which claims are drawn for one; `follow` carries out what follows from a mismatch.
+//! `audit` has published paths built again; `standing` says what rebuilds mean for a claim, `sample` which claims are drawn for one; `follow` carries out what follows from a mismatch.
 
+pub mod audit;
 pub mod builds;
 pub mod demand;
 pub mod follow;
@@ -16,7 +17,10 @@ pub mod sample;
 pub mod standing;
 pub mod view;
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+};
 
 use hmac::{Hmac, KeyInit, Mac};
 use pushgate_formats::{
@@ -67,6 +71,14 @@ pub struct Rebuilds {
     plans: quick_cache::sync::Cache<String, Arc<Plan>>,
     /// Comparisons at once.
     comparing: Arc<Semaphore>,
+    /// Verifiers that asked for work lately, by identity.
+    askers: Mutex<HashMap<i64, audit::Asker>>,
+    /// Held while audits are drawn or carried on.
+    auditing: tokio::sync::Mutex<()>,
+    /// Whether audits may have come to something that nobody has looked at.
+    unfollowed: AtomicBool,
+    /// Whether narinfos of what is withdrawn may still be there.
+    withdrawing: AtomicBool,
 }
 
 /// The other ends: what the tasks of stage 7 take.
@@ -86,6 +98,10 @@ impl Rebuilds {
             told: watch::channel(()).0,
             plans: quick_cache::sync::Cache::new(KEPT),
             comparing: Arc::new(Semaphore::new(1)),
+            askers: Mutex::default(),
+            auditing: tokio::sync::Mutex::default(),
+            unfollowed: AtomicBool::new(true),
+            withdrawing: AtomicBool::new(false),
         };
         (rebuilds, Ends { asks: asked, takers: taking })
     }
@@ -106,6 +122,11 @@ impl Rebuilds {
         self.told.send_replace(());
     }
 
+    fn askers(&self) -> MutexGuard<'_, HashMap<i64, audit::Asker>> {
+        // each change is of one entry
+        self.askers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Changes with the state or the log of any job.
     pub fn news(&self) -> watch::Receiver<()> {
         self.told.subscribe()
@@ -118,6 +139,7 @@ pub fn start(app: &Arc<App>, ends: Ends) {
     app.background.spawn(lease::run(app.clone(), ends.takers));
     app.background.spawn(lease::take_back(app.clone()));
     app.background.spawn(sample::tend(app.clone()));
+    app.background.spawn(audit::run(app.clone()));
 }
 
 /// The key that signs a job's view: made from the gateway's secret, so that it's stored nowhere.

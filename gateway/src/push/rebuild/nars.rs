@@ -54,14 +54,18 @@ pub async fn wanted(app: &App, job: &JobRow, outputs: &[BuiltOutput]) -> Result<
     Ok(wanted)
 }
 
-/// NAR hashes of what is published of these paths.
+/// NAR hashes of what is, or was, published of these paths.
 async fn published<'a>(
     app: &App,
     cache: &str,
     paths: impl Iterator<Item = &'a StorePath>,
 ) -> Result<HashMap<StorePath, Sha256>, RebuildError> {
     let parts: Vec<&str> = paths.map(StorePath::hash_part).collect();
-    Ok(app.db.published_hashes(cache, &parts).await?.into_values().collect())
+    let mut published: HashMap<StorePath, Sha256> =
+        app.db.published_hashes(cache, &parts).await?.into_values().collect();
+    published
+        .extend(app.db.withdrawn(cache, &parts).await?.into_values().map(|row| (row.path, row.nar_hash)));
+    Ok(published)
 }
 
 /// The largest NAR that a job may come to, in bytes: what the policy takes from anybody.

@@ -277,6 +277,7 @@ pub async fn ended(app: &Arc<App>, job: &JobRow) -> Result<(), RebuildError> {
             evidence::arrived(app, &cache, path).await?;
         }
     }
+    app.rebuilds.ask(Ask::Audit(cache.clone(), job.derivation.clone()));
     app.rebuilds.ask(Ask::Builds(cache));
     app.rebuilds.tell();
     Ok(())
