@@ -45,6 +45,8 @@ pub struct Need {
     /// Whether only the sample asks for it.
     pub drawn: bool,
     pub standing: RebuildStanding,
+    /// How many rebuilds of the path that rests on.
+    pub known: usize,
 }
 
 /// How urgent work is: lower ones first.
@@ -125,6 +127,12 @@ async fn claim(app: &Arc<App>, need: &Need) -> Result<(), RebuildError> {
         return Ok(());
     }
     let jobs = Jobs(app.db.jobs_of(&cache.name, std::slice::from_ref(&need.derivation)).await?);
+    // Read after the jobs: a job that is no longer pending there has its rebuild here. Whoever judged without it asks for too
+    // much, and the claim is judged again with it.
+    let rebuilds = app.db.rebuilds(&cache.name, std::slice::from_ref(&claim.path)).await?;
+    if rebuilds.len() != need.known {
+        return Ok(());
+    }
     let failures =
         jobs.0.iter().filter(|job| job.state == JobState::Failed && job.purpose == Purpose::Rebuild);
     let pending = jobs.pending().filter(|job| job.only_by.is_none()).count();
@@ -133,12 +141,10 @@ async fn claim(app: &Arc<App>, need: &Need) -> Result<(), RebuildError> {
         false => 0,
     };
     let mut again = Vec::new();
-    if !need.standing.again.is_empty() {
-        for row in app.db.rebuilds(&cache.name, std::slice::from_ref(&claim.path)).await? {
-            let asked = jobs.pending().any(|job| job.only_by == Some(row.verifier));
-            if need.standing.again.contains(&row.verifier_name) && !asked && !again.contains(&row.verifier) {
-                again.push(row.verifier);
-            }
+    for row in &rebuilds {
+        let asked = jobs.pending().any(|job| job.only_by == Some(row.verifier));
+        if need.standing.again.contains(&row.verifier_name) && !asked && !again.contains(&row.verifier) {
+            again.push(row.verifier);
         }
     }
     if further == 0 && again.is_empty() {
