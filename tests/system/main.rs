@@ -23,3 +23,4 @@ mod review;
 mod static_files;
 mod stock;
 mod upstream;
+mod verifiers;
