@@ -9,6 +9,8 @@
 //! | `POST /api/v1/jobs/JOB/result` | the lease's token | [`JobResult`] → [`ResultTaken`] |
 //! | `PUT /api/v1/jobs/JOB/nars/HASH` | the lease's token, after the result | a zstd-compressed NAR |
 //!
+//! HASH is the sha256 of the NAR in 52 base 32 digits.
+//!
 //! The view is a binary cache of exactly what the build may use, signed by a key made for the job. It never has an output of
 //! the derivation under test, and nothing in a job tells which NAR hash anybody claims.
 
@@ -168,8 +170,10 @@ pub struct BuiltOutput {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Failure {
-    /// Stable and kebab-case: `build-failed`, `timed-out`, `silent`, `log-too-large`, `output-too-large`, `out-of-memory`,
-    /// `no-chroot`, `impure-host-deps`, `builtin-builder`, `system-unavailable`, `inputs-unavailable`, `verifier-fault`.
+    /// Stable and kebab-case. The build: `build-failed`, `timed-out`, `silent`, `log-too-large`, `output-too-large`,
+    /// `out-of-memory`, `too-many-processes`, `disk-full`. Not tried: `no-chroot`, `impure-host-deps`, `builtin-builder`,
+    /// `system-unavailable` (also for a feature), `inputs-unavailable`, `floating-unsupported`, `job-malformed` (the gateway's
+    /// fault), and those of [`crate::derivation::DerivationError::code`]. The verifier: `verifier-fault`.
     pub code: String,
     pub message: String,
     /// The builder's, where it ended by itself.

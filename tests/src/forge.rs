@@ -9,6 +9,7 @@ mod packages;
 mod remote;
 mod snapshot;
 mod stock;
+mod verifier;
 
 pub use acts::{act, sealed_act};
 pub use client::{Draft, Pushed, Refused, Submitter, framed, framed_as, packed_derivations};
@@ -16,6 +17,7 @@ pub use packages::{Item, Package, PackageBuilder, directory_nar, file_nar, rando
 pub use remote::{Remote, Tally, all_published};
 pub use snapshot::Snapshot;
 pub use stock::{Packing, StockUser};
+pub use verifier::{Built, Verifier, lease_query};
 
 use std::{
     collections::BTreeSet,
@@ -24,9 +26,17 @@ use std::{
 };
 
 use pushgate_formats::{StorePath, keys::SecretKey};
-use pushgate_gateway::{app::App, clock::Clock, config::Config, db::Role, identities::Invite};
+use pushgate_gateway::{
+    app::{App, Seams},
+    clock::Clock,
+    config::Config,
+    db::Role,
+    identities::Invite,
+};
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+
+use crate::faults::{Fault, Faults, FaultyDb};
 
 /// Everything published here that is proven, no upstream, nothing reached for outside this machine. Tables may follow.
 pub const POLICY: &str = r#"version = 1
@@ -73,6 +83,10 @@ impl Forge {
 
     async fn open(dir: TempDir, config: Config, clock: Clock, claimed: Mutex<BTreeSet<StorePath>>) -> Self {
         let app = App::open(dir.path(), config, clock.clone()).await.expect("the gateway opens");
+        Self::serve(app, dir, clock, claimed).await
+    }
+
+    async fn serve(app: Arc<App>, dir: TempDir, clock: Clock, claimed: Mutex<BTreeSet<StorePath>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let (stop, stopped) = oneshot::channel::<()>();
@@ -89,6 +103,17 @@ impl Forge {
         let (config, clock) = (self.app.config.clone(), self.clock.clone());
         let (dir, claimed) = self.end().await;
         Self::open(dir, config, clock, claimed).await
+    }
+
+    /// The same on a database in which a fault waits, of a kind that doesn't kill.
+    pub async fn restart_with(self, fault: Fault) -> (Self, Arc<Faults>) {
+        let (config, clock) = (self.app.config.clone(), self.clock.clone());
+        let (dir, claimed) = self.end().await;
+        let faults = Faults::new(Some(fault));
+        let Seams { db, blobs } = Seams::below(dir.path()).await.expect("the seams");
+        let seams = Seams { db: Arc::new(FaultyDb::new(db, faults.clone())), blobs };
+        let app = App::open_on(seams, dir.path(), config, clock.clone()).await.expect("the gateway opens");
+        (Self::serve(app, dir, clock, claimed).await, faults)
     }
 
     /// Stops the gateway and gives its directory.

@@ -221,8 +221,10 @@ impl Stage {
         let info: GatewayInfo = web.get(&gateway.url("/api/v1/gateway")).json();
         let enrol = |name: &str, more: &[&str]| gateway.enrol(name, more).key();
         let (owner, other) = (enrol("alice", &[]), enrol("bob", &[]));
-        let (verifier, admin) =
-            (enrol("victor", &["--role", "verifier", "--owner", "vera"]), enrol("ada", &["--role", "admin"]));
+        let (verifier, admin) = (
+            enrol("victor", &["--role", "verifier", "--owner", "victor"]),
+            enrol("ada", &["--role", "admin"]),
+        );
         let revoked = enrol("carol", &[]);
         let frozen = enrol("fred", &[]);
         let frozen_admin = enrol("fay", &["--role", "admin"]);
@@ -370,7 +372,7 @@ impl Stage {
                 features: Default::default(),
                 skills: Default::default(),
             }),
-            // nobody comes so far with what isn't the job's token: the tests of rebuilds do
+            // nobody comes so far with what isn't the job's token: `rebuild::leases` does
             ("POST" | "PUT", path) if path.starts_with("/api/v1/jobs/{job}/") => vec![],
             ("PUT", "/{cache}/push/{*file}") => b"{}".to_vec(),
             other => panic!("the route {other:?} is new: say here what a good request to it is"),

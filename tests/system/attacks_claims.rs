@@ -3,12 +3,12 @@
 //!
 //! Rows of the catalogue that aren't tested here, and why:
 //! - own approval, second identity of one owner, identity without an owner: see `policy::people` and `policy::evidence`;
-//!   own verifier: verifiers don't exist yet;
+//!   own verifier: see `rebuild::votes`;
 //! - the URL of a trusted host beside the hash of other contents, `glibc-evil`, `Glibc`, `glibc-2.40-evil`, withheld facts,
 //!   what only others may push (`not-permitted`): see `policy::rules`. Names that aren't ASCII are refused: see
 //!   `announcements`;
-//! - a rebuild over inputs that weren't rebuilt; a backdoored output of a popular derivation (`rebuild-mismatch`): both need
-//!   rebuilds. Until then such an output, all hashes right, is published where the policy asks for no more.
+//! - a rebuild over inputs that weren't rebuilt: see `rebuild::chains`; a backdoored output of a popular derivation
+//!   (`rebuild-mismatch`): see `rebuild::mismatches`.
 
 mod announcements;
 mod conflicts;

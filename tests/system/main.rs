@@ -19,6 +19,7 @@ mod load;
 mod policy;
 mod pushes;
 mod reads;
+mod rebuild;
 mod review;
 mod static_files;
 mod stock;

@@ -12,9 +12,9 @@ use pushgate_formats::{
 use super::plan::Plan;
 
 /// A claim that is held is given so many rounds before it counts as decided: it may only wait for a moment.
-const HELD_ROUNDS: u32 = 3;
+const HELD_ROUNDS: u32 = 10;
 /// What a build waits for is given so many rounds before it counts as lacking: the gateway may still be asking upstreams.
-const LACKING_ROUNDS: u32 = 3;
+const LACKING_ROUNDS: u32 = 2;
 
 /// How far a build is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

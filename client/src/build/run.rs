@@ -24,7 +24,7 @@ use crate::{
 /// How long a question about a push waits at the gateway, in seconds: what one push brings about, another shows.
 const WAIT: u64 = 3;
 /// The least time between two rounds of questions.
-const LEAST_ROUND: Duration = Duration::from_secs(1);
+const LEAST_ROUND: Duration = Duration::from_millis(300);
 /// A gateway that can't be reached for so long isn't waited for.
 const LONGEST_SILENCE: Duration = Duration::from_secs(300);
 /// The pause between two rounds of attempts meanwhile.
@@ -239,7 +239,8 @@ impl<'a> Run<'a> {
                 continue;
             }
             let derivation = &status.derivation;
-            if matches!(status.state, BuildState::Building | BuildState::Failed) {
+            // of a quick one the log is all that is seen
+            if matches!(status.state, BuildState::Building | BuildState::Built | BuildState::Failed) {
                 self.follow_log(at, derivation);
             }
             if status.state.is_over()

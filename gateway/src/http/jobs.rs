@@ -122,7 +122,8 @@ pub async fn result(
     request: Request,
 ) -> Result<Json<ResultTaken>, ApiError> {
     if job.state == JobState::Done {
-        // its first answer was lost
+        // its first answer was lost, maybe before anybody was told
+        result::ended(&app, &job).await.map_err(ApiError::from)?;
         let outputs = app.db.built(&job.id).await?;
         return Ok(Json(ResultTaken { wanted: nars::wanted(&app, &job, &outputs).await? }));
     }

@@ -34,7 +34,7 @@ use crate::{
 /// Longest that a question waits for a change, in seconds.
 const MAX_WAIT: u64 = 30;
 /// The same for a push with builds.
-const BUILDS_WAIT: u64 = 2;
+const BUILDS_WAIT: u64 = 1;
 /// Questions for what is missing, read and answered at once.
 pub const QUESTIONS: usize = 4;
 /// Longest that a large body waits for its turn to be read.

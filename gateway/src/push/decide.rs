@@ -55,9 +55,10 @@ impl Admitted {
     pub fn witnesses(&self) -> &[Witness] {
         &self.witnesses
     }
-    /// Whether a rebuild is among what it rests on.
+    /// Whether a verifier got these contents, be it that the rule asks for it or that only a conflict did. One that got others
+    /// keeps a claim from being admitted.
     pub fn is_rebuilt(&self) -> bool {
-        self.evidence.iter().any(|word| word == "rebuilds")
+        self.evidence.iter().any(|word| word == "rebuilds") || !self.witnesses.is_empty()
     }
 }
 

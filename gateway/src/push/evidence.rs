@@ -12,6 +12,7 @@ use std::{
 use pushgate_formats::{
     Sha256, StorePath,
     derivation::{Derivation, FixedLeaf},
+    jobs::Purpose,
     sample::Draw,
 };
 use pushgate_policies::{
@@ -81,15 +82,16 @@ impl Known {
         let mut paths: Vec<StorePath> = sent.iter().map(|s| s.path.clone()).collect();
         paths.sort();
         paths.dedup();
+        for row in db.rebuilds(&cache.name, &paths).await? {
+            known.rebuilds.entry(row.path.clone()).or_default().push(row);
+        }
         if needs.submitters {
-            vouch(app, cache, sent).await?;
+            let own = sent.iter().filter(|s| !known.was_built_for(s.path, s.nar_hash, s.session.identity));
+            vouch(app, cache, own).await?;
         }
         let all = [paths.as_slice(), unsent].concat();
         for row in db.evidence(&cache.name, &all).await? {
             known.words.entry(row.path.clone()).or_default().push(row);
-        }
-        for row in db.rebuilds(&cache.name, &paths).await? {
-            known.rebuilds.entry(row.path.clone()).or_default().push(row);
         }
         if asks(policy, &|part| matches!(part, Requirement::Rebuilds { inputs_rebuilt: true, .. })) {
             let jobs = known.rebuilds.values().flatten().map(|row| row.job.clone()).collect();
@@ -129,6 +131,14 @@ impl Known {
         words.iter().rev().find(|w| w.kind == EvidenceKind::Settlement && self.counts(w)).map(|w| w.nar_hash)
     }
 
+    /// Whether an identity has these contents because a verifier built them for it: it vouches for nothing then.
+    fn was_built_for(&self, path: &StorePath, nar_hash: Sha256, identity: i64) -> bool {
+        let mut rebuilds = self.rebuilds.get(path).into_iter().flatten();
+        rebuilds.any(|row| {
+            row.nar_hash == nar_hash && row.purpose == Purpose::Build && row.asked_by == Some(identity)
+        })
+    }
+
     fn counts(&self, word: &EvidenceRow) -> bool {
         word.until.is_none_or(|until| until > self.now)
     }
@@ -150,7 +160,9 @@ impl Known {
             };
             evidence.upstreams.push(UpstreamFact { url: says.url.clone(), says: says_of_it });
         }
-        if self.needs.submitters {
+        if self.needs.submitters
+            && !self.was_built_for(provenance.path(), provenance.nar_hash(), submitter.identity)
+        {
             // he has sent the bytes, or nobody would judge it
             let (submitter, owner) = (submitter.identity_name.clone(), submitter.owner.clone());
             evidence.submitters.push(Voucher { submitter, owner });
@@ -352,7 +364,12 @@ pub fn identity(key: &EnrolledKey) -> Identity<'_> {
 
 /// Notes that the submitters of these claims have sent the bytes: each vouches for the claims of others. Whoever waits for
 /// that is judged again.
-async fn vouch(app: &App, cache: &Cache, sent: &[Sent<'_>]) -> Result<(), DbError> {
+async fn vouch<'a>(
+    app: &App,
+    cache: &Cache,
+    sent: impl Iterator<Item = &'a Sent<'a>>,
+) -> Result<(), DbError> {
+    let sent: Vec<&Sent<'_>> = sent.collect();
     let rows: Vec<NewEvidence> = sent
         .iter()
         .map(|s| NewEvidence {

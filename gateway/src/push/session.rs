@@ -341,7 +341,8 @@ impl Session {
                 waits_for: match claim.state {
                     PathState::Wanted => vec!["bytes".to_owned()],
                     PathState::Held => {
-                        let more = progress.unpublished.get(&i).into_iter().flatten().map(StorePath::absolute);
+                        let more =
+                            progress.unpublished.get(&i).into_iter().flatten().map(StorePath::absolute);
                         let mut waits = claim.waits.clone();
                         waits.extend(more.filter(|path| !claim.waits.contains(path)));
                         waits

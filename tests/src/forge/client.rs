@@ -219,7 +219,7 @@ impl Pushed {
     }
 }
 
-async fn answer<T: DeserializeOwned>(response: reqwest::Response) -> Result<T, Refused> {
+pub(super) async fn answer<T: DeserializeOwned>(response: reqwest::Response) -> Result<T, Refused> {
     let status = response.status();
     let body = response.bytes().await.expect("a body");
     if status.is_success() {
@@ -370,10 +370,23 @@ impl Forge {
         path: &str,
         change: impl FnOnce(&mut SignedRequest),
     ) -> Result<T, Refused> {
+        let header = self.signed(by, "GET", path, change);
+        let request = self.http.get(format!("{}{path}", self.url)).header("authorization", header);
+        answer(request.send().await.expect("an answer")).await
+    }
+
+    /// What stands in `Authorization` of a request that a key signs.
+    pub(super) fn signed(
+        &self,
+        by: &Submitter,
+        method: &str,
+        path: &str,
+        change: impl FnOnce(&mut SignedRequest),
+    ) -> String {
         let now = self.clock.now();
         let mut request = SignedRequest {
             gateway: self.app.gateway_id.clone(),
-            method: "GET".to_owned(),
+            method: method.to_owned(),
             path: path.to_owned(),
             issued: now,
             expires: now + 60,
@@ -381,10 +394,7 @@ impl Forge {
         change(&mut request);
         let payload = serde_json::to_vec(&request).expect("plain data");
         let envelope = Envelope::seal(dsse::REQUEST, &payload, &by.key);
-        let header = STANDARD.encode(serde_json::to_vec(&envelope).expect("plain data"));
-        let request =
-            self.http.get(format!("{}{path}", self.url)).header("authorization", format!("DSSE {header}"));
-        answer(request.send().await.expect("an answer")).await
+        format!("DSSE {}", STANDARD.encode(serde_json::to_vec(&envelope).expect("plain data")))
     }
 
     /// Asks which paths are missing.

@@ -85,8 +85,9 @@ async fn lease_one(tx: &mut SqliteConnection, taker: &Taker, now: u64, until: u6
          WHERE j.after <= ?2 AND j.system IN (SELECT value FROM json_each(?3)) \
          AND NOT EXISTS (SELECT 1 FROM json_each(j.features) f WHERE f.value NOT IN (SELECT value FROM json_each(?4))) \
          AND CASE WHEN j.only_by IS NOT NULL THEN j.only_by = ?5 ELSE ifnull(j.except_owner <> ?6, 1) \
-           AND NOT EXISTS (SELECT 1 FROM jobs k WHERE k.cache = j.cache AND k.derivation = j.derivation \
-             AND k.id <> j.id AND k.state IN ('leased', 'done') AND k.owner = ?6) END \
+           AND (j.purpose = 'build' OR NOT EXISTS (SELECT 1 FROM jobs k WHERE k.cache = j.cache AND k.derivation = j.derivation \
+             AND k.id <> j.id AND (k.state IN ('leased', 'done') AND k.owner = ?6 \
+               OR k.state = 'failed' AND k.verifier = ?5))) END \
          ORDER BY j.priority, j.number LIMIT 1",
     )
     .bind(LOOKED_AT)

@@ -21,7 +21,8 @@ use crate::{
     push::{recover, session::Session},
 };
 
-/// Failed jobs of one derivation after which no other verifier is asked for a claim.
+/// Failed jobs of one derivation after which no other verifier is asked for a claim, and failed second builds after which
+/// their verifier isn't.
 const FAILURES: usize = 3;
 
 /// Unpublished inputs that `status` names of one claim.
@@ -113,6 +114,10 @@ impl Jobs {
         self.0.iter().filter(|job| job.state.is_pending())
     }
 
+    fn failed(&self) -> impl Iterator<Item = &JobRow> {
+        self.0.iter().filter(|job| job.state == JobState::Failed && job.purpose == Purpose::Rebuild)
+    }
+
     fn next_turn(&self) -> u32 {
         self.0.iter().map(|job| job.turn + 1).max().unwrap_or(0)
     }
@@ -133,16 +138,26 @@ async fn claim(app: &Arc<App>, need: &Need) -> Result<(), RebuildError> {
     if rebuilds.len() != need.known {
         return Ok(());
     }
-    let failures =
-        jobs.0.iter().filter(|job| job.state == JobState::Failed && job.purpose == Purpose::Rebuild);
-    let pending = jobs.pending().filter(|job| job.only_by.is_none()).count();
+    let failures = jobs.failed().filter(|job| job.only_by.is_none());
+    // those that may come to count for this claimant
+    let counts = |job: &&JobRow| {
+        job.only_by.is_none()
+            && match job.state {
+                JobState::Leased => job.owner != need.owner,
+                _ => job.except_owner == need.owner,
+            }
+    };
+    let pending = jobs.pending().filter(counts).count();
     let further = match failures.count() < FAILURES {
         true => (need.standing.further as usize).saturating_sub(pending),
         false => 0,
     };
     let mut again = Vec::new();
     for row in &rebuilds {
-        let asked = jobs.pending().any(|job| job.only_by == Some(row.verifier));
+        let failures = jobs.failed().filter(|job| job.only_by == Some(row.verifier));
+        let asked = jobs.pending().any(|job| job.only_by == Some(row.verifier))
+            // it would fail forever
+            || failures.count() >= FAILURES;
         if need.standing.again.contains(&row.verifier_name) && !asked && !again.contains(&row.verifier) {
             again.push(row.verifier);
         }
@@ -168,17 +183,16 @@ async fn claim(app: &Arc<App>, need: &Need) -> Result<(), RebuildError> {
             return wants(session, Some(index), lacks.wanted.into_iter().collect(), unpublished);
         }
     };
-    let mut turn = jobs.next_turn();
     let priority = if need.drawn { priority::SAMPLE } else { priority::RULE };
     let mut new = Vec::new();
-    for only_by in again.into_iter().map(Some).chain(std::iter::repeat_n(None, further)) {
+    let by = again.into_iter().map(Some).chain(std::iter::repeat_n(None, further));
+    for (turn, only_by) in (jobs.next_turn()..).zip(by) {
         new.push(NewJob {
             identity: Some(session.identity),
             except_owner: need.owner.clone().filter(|_| only_by.is_none()),
             only_by,
             ..job(&cache.name, &plan, (Purpose::Rebuild, priority), turn)
         });
-        turn += 1;
     }
     app.db.add_jobs(&new, app.clock.now()).await?;
     app.rebuilds.tell_of_work();

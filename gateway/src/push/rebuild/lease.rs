@@ -5,14 +5,14 @@ use std::{sync::Arc, time::Duration};
 
 use pushgate_formats::{
     Sha256,
-    jobs::{Job, LeaseQuery},
+    jobs::{Job, LeaseQuery, Purpose},
 };
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
 
-use super::{RebuildError, plan_of, view_key};
+use super::{RebuildError, inputs::Plan, plan_of, view_key};
 use crate::{
     app::App,
     db::{DbError, EnrolledKey, JobRow, Taker},
@@ -150,6 +150,16 @@ pub async fn lease(
     }
 }
 
+/// Whether a claim of what a job builds is still to be decided.
+async fn is_needed(app: &App, row: &JobRow, plan: &Plan) -> Result<bool, RebuildError> {
+    for path in plan.outputs.values().flatten() {
+        if !app.db.open_pushes_of_path(&row.cache, path).await?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// A leased job in words, or none where it can't be done any more.
 async fn given(app: &Arc<App>, row: &JobRow, token: String) -> Result<Option<Job>, RebuildError> {
     let plan = match plan_of(app, row).await? {
@@ -162,6 +172,11 @@ async fn given(app: &Arc<App>, row: &JobRow, token: String) -> Result<Option<Job
             return Ok(None);
         }
     };
+    if row.purpose == Purpose::Rebuild && !is_needed(app, row, &plan).await? {
+        let why = "no claim waits for it any more";
+        app.db.cancel_job(&row.id, "not-needed", why, app.clock.now()).await?;
+        return Ok(None);
+    }
     metrics::counter!("pushgate_leases_total", "purpose" => row.purpose.as_str()).increment(1);
     Ok(Some(Job {
         job: row.id.clone(),

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     app::App,
-    db::{EnrolledKey, JobEnd, JobRow, JobState, NewEvent},
+    db::{BuildLogRow, EnrolledKey, JobEnd, JobRow, JobState, MAX_BUILD_LOG, NewEvent},
     error::{ApiError, clean},
     push::evidence,
 };
@@ -180,6 +180,9 @@ pub async fn take(
     };
     metrics::counter!("pushgate_jobs_total", "result" => word).increment(1);
     tracing::info!(job = job.id, derivation = %job.derivation, verifier = job.verifier_name, result = word, "a verifier reported");
+    if matches!(end, JobEnd::Built { .. }) && job.purpose == Purpose::Build {
+        keep_log(app, job).await?;
+    }
     match end {
         JobEnd::Returned { .. } => app.rebuilds.tell_of_work(),
         JobEnd::Failed { .. } | JobEnd::Built { .. } => {
@@ -190,6 +193,15 @@ pub async fn take(
     }
     let wanted = super::nars::wanted(app, job, &outputs).await?;
     Ok(ResultTaken { wanted })
+}
+
+/// Keeps the log of a build that somebody asked for until its output is published, and then with it.
+async fn keep_log(app: &App, job: &JobRow) -> Result<(), ApiError> {
+    let Some(identity) = job.identity else { return Ok(()) };
+    let text = app.db.job_log(&job.id, 0, MAX_BUILD_LOG as u64).await?;
+    let row = BuildLogRow { cache: job.cache.clone(), derivation: job.derivation.clone(), identity, text };
+    let expires = app.clock.now() + super::nars::limits(app, job, 0).quarantine_ttl;
+    Ok(app.db.add_build_log(&row, expires).await?)
 }
 
 /// Refuses an attestation, and ends the job: the same verifier would say the same again.

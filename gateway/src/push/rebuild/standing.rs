@@ -32,7 +32,7 @@ pub struct Witness {
 }
 
 /// Groups what verifiers got for one path by verifier, oldest first.
-fn by_verifier<'a>(rows: &'a [RebuildRow]) -> Vec<(&'a str, Vec<&'a RebuildRow>)> {
+fn by_verifier(rows: &[RebuildRow]) -> Vec<(&str, Vec<&RebuildRow>)> {
     let mut all: Vec<(&str, Vec<&RebuildRow>)> = Vec::new();
     for row in rows {
         match all.iter_mut().find(|(name, _)| *name == row.verifier_name) {
