@@ -60,6 +60,13 @@ fn it_is_built_elsewhere_with_its_log_here_and_then_fetched() {
     other.fetch(std::slice::from_ref(&tool)).ended_with(0);
     other.assert_has_all_of(&machine, std::slice::from_ref(&tool));
 
+    // and whoever asks for its log finds it
+    let (url, derivation) = (stage.gateway.cache_url("main"), machine.instantiate(&text));
+    let log = pushgate_tests::process::wait_for("the log", || {
+        Some(other.run("nix", &["log", "--store", &url, &derivation])).filter(|ran| ran.code == Some(0))
+    });
+    assert_eq!(log.out, "the first line\nline 2\nline 3\nline 4\n");
+
     // once more: nothing is built
     let again = stage.alice.run_on(&machine, &["build", "-E", &text]);
     assert_eq!(again.line(), tool);
@@ -96,4 +103,21 @@ fn who_may_not_ask_for_builds_is_refused() {
     let ran = bob.run_on(&machine, &["build", "-E", &text]).ended_with(3);
     assert_eq!(ran.out, "");
     assert!(verifier.is_alive() && !verifier.log().contains(" begins "), "{}", verifier.log());
+}
+
+/// A fixed output that is itself to be built, from what nobody has built before.
+#[test]
+fn a_fixed_output_is_built_by_its_own_derivation() {
+    let stage = stage();
+    let verifier = Verifier::start(&stage.gateway, "kiln", "kiln-operator");
+    let machine = consumer(&stage);
+    let text = toolset(
+        r#"run "fixed" "echo ok > $out" {
+             outputHashAlgo = "sha256"; outputHashMode = "flat"; outputHash = builtins.hashString "sha256" "ok\n";
+           }"#,
+    );
+    let fixed = stage.alice.run_on(&machine, &["build", "--timeout", "60", "-E", &text]).line();
+    assert_eq!(fs::read_to_string(machine.physical(&fixed)).unwrap(), "ok\n");
+    assert_eq!((verifier.began("tools"), verifier.began("fixed")), (1, 1));
+    verifier.idle();
 }
