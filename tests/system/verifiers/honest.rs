@@ -62,7 +62,7 @@ fn a_push_is_held_rebuilt_and_published_with_all_signatures_and_the_attestation(
     let statement = Statement::parse(&payload).unwrap();
     assert_eq!(statement.subject[0].name.absolute(), tool);
     assert_eq!(statement.subject[0].nar_hash().unwrap(), info.nar_hash);
-    let inputs: Vec<_> = statement.inputs().unwrap().into_iter().map(|(path, _)| path.absolute()).collect();
+    let inputs: Vec<_> = statement.inputs().unwrap().into_keys().map(|path| path.absolute()).collect();
     let tools = stage.build("tools");
     assert!(inputs.contains(&tools), "{inputs:?}");
     verifier.idle();
