@@ -142,7 +142,7 @@ fn holes_in_the_sandbox_are_not_granted() {
 fn bounds_hold() {
     let (stage, mut verifier) = stage();
     let probes = [
-        ("forks", "too-many-processes", script("forks", "f() { f & f & sleep 919191; }; f")),
+        ("forks", "too-many-processes", script("forks", "for i in $(seq 130); do sleep 919191 & done; wait")),
         ("logs", "log-too-large", script("logs", "yes endless")),
         ("silence", "silent", script("silence", "sleep 919191")),
         ("endless", "timed-out", script("endless", "while true; do echo .; sleep 1; done")),
@@ -180,10 +180,11 @@ fn a_pushed_claim_beyond_the_bounds_is_no_mismatch() {
     let large =
         stage.build(r#"run "large" "mkdir $out; dd if=/dev/zero of=$out/x bs=1M count=9; sleep 2" { }"#);
     stage.push_held(&large);
-    // it is tried a few times, and then no more
+    // by this verifier not again and again
     let code = "SELECT count(*) FROM jobs WHERE state = 'failed' AND code = 'output-too-large' AND ? != ''";
-    wait_for("the last failure", || (count(&stage.gateway, code, "any") == 3).then_some(()));
+    wait_for("a failure", || (count(&stage.gateway, code, "any") > 0).then_some(()));
     let held = stage.wait_claim(&large, "held", "needs-rebuild");
     assert_eq!((rebuilds(&stage.gateway, &large), is_public(&stage.gateway, &large)), (0, false), "{held}");
     assert_fail(&stage, &mut verifier, &[]);
+    assert!((1..=3).contains(&verifier.began("large")));
 }
