@@ -116,7 +116,14 @@ async fn run_build(dir: &ConfigDir, args: Build) -> Result<Exit> {
     let tell = move |news| beside.beside(&prefixes.line(&news));
     let built = build::build(&session, &options, &progress, Arc::new(tell)).await;
     progress.finish();
-    let report = built?;
+    let report = match built {
+        // the whole announcement is refused, so that there is no report of it
+        Err(error) if error.is_refusal() => {
+            eprintln!("error: {}", printable(&error.to_string()));
+            return Ok(Exit::Rejected);
+        }
+        built => built?,
+    };
     print(&if args.json { output::json(&report) } else { output::build::outputs(&report) })?;
     eprint!("{}", output::build::remarks(&report));
     Ok(Exit::of_build(&report))

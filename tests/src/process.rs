@@ -1,4 +1,4 @@
-//! Real processes: the gateway and the client as they were built, and several versions of Nix, each in directories of
+//! Real processes: the gateway, the client and the verifier as they were built, and several versions of Nix, each in directories of
 //! their own that are removed with them. Doesn't forge anything, and looks into no process but through what it prints,
 //! serves and keeps on the disk.
 
@@ -6,6 +6,8 @@ mod nginx;
 mod nix;
 mod nix_version;
 mod recorder;
+mod toolset;
+mod verifier;
 mod web;
 
 use std::{
@@ -32,6 +34,8 @@ pub use nginx::Nginx;
 pub use nix::Nix;
 pub use nix_version::NixVersion;
 pub use recorder::Recorder;
+pub use toolset::toolset;
+pub use verifier::{SMALL, Verifier};
 pub use web::{Answer, Web};
 
 /// Longest wait for another process. It ends at once when what is waited for happens: being slow fails nothing.
@@ -117,6 +121,7 @@ fn run(mut command: Command) -> Ran {
 struct Programs {
     gateway: PathBuf,
     client: PathBuf,
+    verifier: PathBuf,
 }
 
 /// The programs beside this test, built again where they are older than their sources.
@@ -126,7 +131,11 @@ fn programs() -> &'static Programs {
         let test = env::current_exe().expect("the path of this test");
         // target/PROFILE/deps/TEST
         let dir = test.ancestors().nth(2).expect("a test lies three directories deep").to_owned();
-        let found = Programs { gateway: dir.join("pushgate-gateway"), client: dir.join("pushgate") };
+        let found = Programs {
+            gateway: dir.join("pushgate-gateway"),
+            client: dir.join("pushgate"),
+            verifier: dir.join("pushgate-verifier"),
+        };
         let root = workspace();
         // whoever changed only one of them builds only that
         let fresh = |program: &Path, sources: &[&str]| {
@@ -135,11 +144,13 @@ fn programs() -> &'static Programs {
             fs::metadata(program).and_then(|m| m.modified()).ok() >= newest
         };
         let gateway = fresh(&found.gateway, &["policies", "gateway", "migrations"]);
-        if !(gateway && fresh(&found.client, &["policies", "client"])) {
+        let client = fresh(&found.client, &["policies", "client"]);
+        if !(gateway && client && fresh(&found.verifier, &["verifier/src", "verifier/Cargo.toml"])) {
             let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
             let mut build = Command::new(cargo);
-            build.args(["build", "--quiet", "--locked", "-p", "pushgate-gateway", "-p", "pushgate-client"]);
-            build.args(["--bins", "--target-dir"]).arg(dir.parent().expect("the target directory"));
+            build.args(["build", "--quiet", "--locked", "--bins"]);
+            build.args(["-p", "pushgate-gateway", "-p", "pushgate-client", "-p", "pushgate-verifier"]);
+            build.arg("--target-dir").arg(dir.parent().expect("the target directory"));
             if dir.ends_with("release") {
                 build.arg("--release");
             }
@@ -215,6 +226,16 @@ impl Gateway {
         gateway
     }
 
+    /// Starts from an empty directory, with this policy file for `main` and this configuration file.
+    pub fn with_policy_file(policy: &str, config: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut gateway = Self { dir, child: None, port: 0, printed: vec![], disk: None };
+        gateway.set_policy_file("main", policy);
+        fs::write(gateway.config_file(), config).expect("the configuration file");
+        gateway.restart();
+        gateway
+    }
+
     /// Starts with its data on a file system of its own, of this size. Mounting needs root, or user namespaces.
     pub fn on_a_disk_of(size: &str, config: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -247,9 +268,14 @@ impl Gateway {
 
     /// Writes a cache's policy file. A gateway that runs takes it up in its own time.
     pub fn set_policy(&self, cache: &str, more: &str) {
+        self.set_policy_file(cache, &policy(cache, more));
+    }
+
+    /// The same with nothing added.
+    pub fn set_policy_file(&self, cache: &str, text: &str) {
         let dir = self.data().join("policies");
         fs::create_dir_all(&dir).expect("the policy directory");
-        fs::write(dir.join(format!("{cache}.toml")), policy(cache, more)).expect("the policy file");
+        fs::write(dir.join(format!("{cache}.toml")), text).expect("the policy file");
     }
 
     /// Starts it, on the port that it had before, and waits until it is ready.
@@ -511,6 +537,14 @@ impl Submitter {
     pub fn spawn(&self, nix: &Nix, args: &[&str]) -> Running {
         let mut command = self.command(Some(nix), args);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().expect("the client's program can be run");
+        Running { child: Some(child), what: format!("{command:?}") }
+    }
+
+    /// The same with its standard error in a file, to be read meanwhile.
+    pub fn spawn_saying(&self, nix: &Nix, args: &[&str], err: &Path) -> Running {
+        let mut command = self.command(Some(nix), args);
+        command.stdout(Stdio::piped()).stderr(fs::File::create(err).expect("a file"));
         let child = command.spawn().expect("the client's program can be run");
         Running { child: Some(child), what: format!("{command:?}") }
     }

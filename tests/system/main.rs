@@ -25,3 +25,4 @@ mod review;
 mod static_files;
 mod stock;
 mod upstream;
+mod verifiers;

@@ -55,6 +55,15 @@ pub enum BuildError {
     },
 }
 
+impl BuildError {
+    /// Whether the policy doesn't let the submitter ask for builds at all.
+    pub fn is_refusal(&self) -> bool {
+        // what an announcement is answered comes explained
+        let Self::Push(PushError::Session(SessionError::Api(error))) = self else { return false };
+        error.code() == Some("build-not-permitted")
+    }
+}
+
 impl From<ClosureError> for BuildError {
     fn from(error: ClosureError) -> Self {
         Self::Push(error.into())

@@ -239,8 +239,10 @@ impl<'a> Run<'a> {
                 continue;
             }
             let derivation = &status.derivation;
-            // of a quick one the log is all that is seen
-            if matches!(status.state, BuildState::Building | BuildState::Built | BuildState::Failed) {
+            // Of a quick one the log is all that is seen. One that was followed to its end already isn't shown again.
+            let is_unseen = matches!(status.state, BuildState::Built | BuildState::Failed)
+                && !self.logs.contains_key(derivation);
+            if status.state == BuildState::Building || is_unseen {
                 self.follow_log(at, derivation);
             }
             if status.state.is_over()

@@ -227,6 +227,11 @@ impl Known {
         evidence
     }
 
+    /// How many rebuilds of a path were known.
+    pub fn rebuilds_of(&self, path: &StorePath) -> usize {
+        self.rebuilds.get(path).map_or(0, Vec::len)
+    }
+
     /// Whether a claim is drawn for a rebuild: only what a derivation yields can be rebuilt.
     pub fn draw(
         &self,

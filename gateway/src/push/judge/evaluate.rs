@@ -283,7 +283,8 @@ fn evaluate_claim(
     if let (Some(standing), ProvenanceKind::Derivation { derivation, .. }) = (rebuilds, provenance.kind()) {
         let owner = submitter.owner.clone().or_else(|| Some(submitter.identity_name.clone()));
         let (session, derivation) = (session.clone(), derivation.clone());
-        round.needs.push(Need { session, index: i, derivation, owner, drawn, standing });
+        let known = facts.known.rebuilds_of(&claim.path);
+        round.needs.push(Need { session, index: i, derivation, owner, drawn, standing, known });
     }
     let settled = facts.known.settled(&claim.path);
     let admitted = match verdict {

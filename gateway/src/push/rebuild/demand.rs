@@ -53,6 +53,8 @@ pub struct Need {
     /// Whether only the sample asks for it.
     pub drawn: bool,
     pub standing: RebuildStanding,
+    /// How many rebuilds of the path that rests on.
+    pub known: usize,
 }
 
 /// How urgent work is: lower ones first.
@@ -144,6 +146,12 @@ async fn claim(app: &Arc<App>, need: &Need) -> Result<(), RebuildError> {
         return Ok(());
     }
     let jobs = Jobs(app.db.jobs_of(&cache.name, std::slice::from_ref(&need.derivation)).await?);
+    // Read after the jobs: a job that is no longer pending there has its rebuild here. Whoever judged without it asks for too
+    // much, and the claim is judged again with it.
+    let rebuilds = app.db.rebuilds(&cache.name, std::slice::from_ref(&claim.path)).await?;
+    if rebuilds.len() != need.known {
+        return Ok(());
+    }
     let failures = jobs.failed().filter(|job| job.only_by.is_none());
     // those that may come to count for this claimant
     let counts = |job: &&JobRow| {
@@ -164,15 +172,13 @@ async fn claim(app: &Arc<App>, need: &Need) -> Result<(), RebuildError> {
         false => 0,
     };
     let mut again = Vec::new();
-    if !need.standing.again.is_empty() {
-        for row in app.db.rebuilds(&cache.name, std::slice::from_ref(&claim.path)).await? {
-            let failures = jobs.failed().filter(|job| job.only_by == Some(row.verifier));
-            let asked = jobs.pending().any(|job| job.only_by == Some(row.verifier))
-                // it would fail forever
-                || failures.count() >= FAILURES;
-            if need.standing.again.contains(&row.verifier_name) && !asked && !again.contains(&row.verifier) {
-                again.push(row.verifier);
-            }
+    for row in &rebuilds {
+        let failures = jobs.failed().filter(|job| job.only_by == Some(row.verifier));
+        let asked = jobs.pending().any(|job| job.only_by == Some(row.verifier))
+            // it would fail forever
+            || failures.count() >= FAILURES;
+        if need.standing.again.contains(&row.verifier_name) && !asked && !again.contains(&row.verifier) {
+            again.push(row.verifier);
         }
     }
     if further == 0 && again.is_empty() {

@@ -172,7 +172,9 @@ pub async fn plan(
     let mut all = inputs;
     for path in known.keys() {
         let references = match known.get(path) {
-            Some(known) if known.facts.kind() != Kind::Fixed => known.inputs.keys().cloned().collect(),
+            Some(known) if known.facts.kind() != Kind::Fixed || path == derivation => {
+                known.inputs.keys().cloned().collect()
+            }
             _ => BTreeSet::new(),
         };
         let input = Input { path: path.clone(), references, nar_hash: None, source: Source::Derivation };
@@ -195,8 +197,8 @@ pub async fn plan(
     })))
 }
 
-/// The derivations behind one, without what fixed outputs are made from, and those of them that aren't here for this
-/// identity: nobody learns what others have sent.
+/// The derivations behind one, without what other fixed outputs than its own are made from, and those of them that aren't
+/// here for this identity: nobody learns what others have sent.
 async fn behind(
     app: &App,
     cache: &Cache,
@@ -217,9 +219,9 @@ async fn behind(
             app.derivations.resolve(app.db.as_ref(), &here).await?;
         missing.extend(absent);
         let next: BTreeSet<StorePath> = found
-            .values()
-            .filter(|known| known.facts.kind() != Kind::Fixed)
-            .flat_map(|known| known.inputs.keys())
+            .iter()
+            .filter(|(path, known)| known.facts.kind() != Kind::Fixed || *path == root)
+            .flat_map(|(_, known)| known.inputs.keys())
             .filter(|input| {
                 !known.contains_key(*input) && !found.contains_key(*input) && !missing.contains(*input)
             })
