@@ -60,13 +60,6 @@ fn it_is_built_elsewhere_with_its_log_here_and_then_fetched() {
     other.fetch(std::slice::from_ref(&tool)).ended_with(0);
     other.assert_has_all_of(&machine, std::slice::from_ref(&tool));
 
-    // and whoever asks for its log finds it
-    let (url, derivation) = (stage.gateway.cache_url("main"), machine.instantiate(&text));
-    let log = pushgate_tests::process::wait_for("the log", || {
-        Some(other.run("nix", &["log", "--store", &url, &derivation])).filter(|ran| ran.code == Some(0))
-    });
-    assert_eq!(log.out, "the first line\nline 2\nline 3\nline 4\n");
-
     // once more: nothing is built
     let again = stage.alice.run_on(&machine, &["build", "-E", &text]);
     assert_eq!(again.line(), tool);
