@@ -60,6 +60,14 @@ fn it_is_built_elsewhere_with_its_log_here_and_then_fetched() {
     other.fetch(std::slice::from_ref(&tool)).ended_with(0);
     other.assert_has_all_of(&machine, std::slice::from_ref(&tool));
 
+    // and whoever asks for its log finds it
+    let derivation = machine.instantiate(&text);
+    let file = stage.gateway.public("main").join("log").join(&derivation["/nix/store/".len()..]);
+    pushgate_tests::process::wait_for("the log", || file.exists().then_some(()));
+    let log = other.run("nix", &["log", "--store", &stage.gateway.cache_url("main"), &tool]);
+    assert_eq!(log.code, Some(0), "{log:#?}");
+    assert!(log.out.starts_with("the first line\nline 2\nline 3\nline 4\n"), "{log:#?}");
+
     // once more: nothing is built
     let again = stage.alice.run_on(&machine, &["build", "-E", &text]);
     assert_eq!(again.line(), tool);
