@@ -315,10 +315,10 @@ fn evaluate_claim(
     let goes_ahead = settled.is_some() || admitted.as_ref().is_ok_and(decide::Admitted::is_rebuilt);
     if rival && !goes_ahead {
         // whatever its rule asks for: a rebuild may show which of them is right
-        if let Some(need) = round.needs.last_mut().filter(|n| n.session.id == session.id && n.index == i) {
-            if !facts.known.is_rebuilt(&claim.path) {
-                need.standing.further = need.standing.further.max(1);
-            }
+        if let Some(need) = round.needs.last_mut().filter(|n| n.session.id == session.id && n.index == i)
+            && !facts.known.is_rebuilt(&claim.path)
+        {
+            need.standing.further = need.standing.further.max(1);
         }
         // not with which: nobody learns what others have sent
         let message = format!(
