@@ -29,7 +29,7 @@ fn a_directory_is_checked_file_by_file() {
     assert_eq!(report.exit, Exit::Error);
     assert_eq!(
         short(&report.text(), dir.path()),
-        "a.toml: ok, for the cache main: 4 rules, 10 tests\n\
+        "a.toml: ok, for the cache main: 4 rules, 12 tests\n\
          b.toml:6:11: unknown requirement `derivaton`; did you mean `derivation`?\n\
          \x20 |\n\
          6 | require = \"derivaton\"\n\
@@ -62,12 +62,12 @@ fn tests_that_fail_are_told_with_their_line() {
     let report = test(&[dir.path().to_owned()]).unwrap();
     assert_eq!(report.exit, Exit::Error);
     let text = short(&report.text(), dir.path());
-    assert!(text.starts_with("a.toml: 10 tests passed, 0 failed\nb.toml:"), "{text}");
+    assert!(text.starts_with("a.toml: 12 tests passed, 0 failed\nb.toml:"), "{text}");
     assert!(
         text.contains("`a hold ends after two weeks`: expected `publish`, but the policy says `reject`"),
         "{text}"
     );
-    assert!(text.ends_with("b.toml: 9 tests passed, 1 failed\n"), "{text}");
+    assert!(text.ends_with("b.toml: 11 tests passed, 1 failed\n"), "{text}");
     assert_eq!(test(&[dir.path().join("a.toml")]).unwrap().exit, Exit::Accepted);
 }
 

@@ -56,7 +56,10 @@ async fn held_claims_are_judged_again_after_a_restart_and_an_edit() {
     for push in &pushes {
         forge.app.sessions.forget(&push.announced.status.push);
     }
-    assert_eq!(decisions(&forge, &admin).await.decisions.len(), libs.len());
+    // one may have been judged twice, where its derivation came in the middle
+    let made = decisions(&forge, &admin).await.decisions;
+    let about: std::collections::BTreeSet<_> = made.iter().map(|d| d.facts.path.clone()).collect();
+    assert_eq!(about.len(), libs.len());
     // other words for the same: nothing is asked of anybody
     let two = looked_at().replace("approvals = 1", "approvals = 2");
     assert!(edit(&forge, &two).await);

@@ -74,7 +74,7 @@ async fn a_build_is_attested_to_and_its_nars_are_sent() {
         format!("hello\nfrom {}\n", inputs.iter().find(|p| p.name() == "dep").unwrap())
     );
     let queries = &gateway.kept().queries;
-    assert_eq!(queries[0].systems.iter().collect::<Vec<_>>(), ["x86_64-linux"]);
+    assert_eq!(queries[0].systems.iter().collect::<Vec<_>>(), ["builtin", "x86_64-linux"]);
     assert!(queries[0].skills.is_empty());
 }
 
