@@ -6,7 +6,8 @@ use std::{sync::Arc, time::Instant};
 use pushgate_gateway::config::Config;
 use pushgate_tests::forge::{Draft, Forge, Package, lease_query};
 
-const JOBS: usize = 4000;
+/// Fewer than the verifiers may have together.
+const JOBS: usize = 1500;
 /// Announced at once.
 const PUSH: usize = 500;
 /// Verifiers that ask at the same time.
@@ -33,11 +34,14 @@ async fn main() {
     while forge.app.db.jobs_of("main", &derivations).await.expect("jobs").len() < JOBS {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
-    let verifier = Arc::new(forge.verifier("mill", Some("miller")).await);
+    let mut verifiers = Vec::new();
+    for n in 0..ASKING {
+        verifiers.push(forge.verifier(&format!("mill-{n}"), Some(&format!("miller-{n}"))).await);
+    }
     let begun = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..ASKING {
-        let (forge, verifier) = (forge.clone(), verifier.clone());
+    for verifier in verifiers {
+        let forge = forge.clone();
         tasks.spawn(async move {
             let mut leased = 0;
             while let Ok(Some(_)) = forge.ask_for_job(&verifier, &lease_query(), 0).await {
