@@ -130,6 +130,10 @@ async fn inputs_are_sent_for_the_rebuild_alone() {
     let kept = forge.push(&inputs(&alice)).await;
     kept.assert_held(&source.path, "kept-as-input");
     kept.assert_held(tarball.path(), "kept-as-input");
+    // nobody has to decide about them
+    let shown = forge.app.db.held_claims("main", 0, 100).await.unwrap();
+    let shown: Vec<_> = shown.iter().map(|row| &row.claim.path).collect();
+    assert_eq!(shown, [lib.path()]);
     let job = forge.lease(&victor).await;
     assert_eq!(job.inputs, wanted);
     let found = forge.inputs_of(&job).await;

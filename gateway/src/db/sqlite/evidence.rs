@@ -324,7 +324,10 @@ impl Sqlite {
         after: i64,
         most: u32,
     ) -> Result<Vec<ClaimShown>> {
-        let query = shown("WHERE c.cache = ? AND c.state = 'held' AND c.id > ? ORDER BY c.id LIMIT ?");
+        let query = shown(
+            // what is kept for verifiers waits for nobody
+            "WHERE c.cache = ? AND c.state = 'held' AND c.code IS NOT 'kept-as-input' AND c.id > ? ORDER BY c.id LIMIT ?",
+        );
         let rows = sqlx::query(sqlx::AssertSqlSafe(query))
             .bind(cache)
             .bind(after)
